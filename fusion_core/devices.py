@@ -1,0 +1,28 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def default_device() -> torch.device:
+    """Return the first CUDA device, else the processor."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether bf16 products are faster than float32 ones on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    cpu_info = Path("/proc/cpuinfo")
+    flags = cpu_info.read_text() if cpu_info.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn a recipe's ``auto``, ``float32``, ``bfloat16`` or ``float16`` into a torch dtype for this device."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -1,0 +1,1 @@
+"""Merging targets in parameter space."""

@@ -1,0 +1,238 @@
+"""Models and tokenizers: where they are, what identifies them, and loading them safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fusion_core.config import ModelConfig
+from fusion_core.devices import compute_dtype
+from fusion_core.errors import ModelError, TokenizerError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+HASH_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model whose files are on this machine and whose identity is known.
+
+    Parameters
+    ----------
+    name : str
+        What tables call it; no part of the digest.
+    folder : Path
+        Checkpoint folder.
+    digest : str
+        SHA-256 over weights, config, tokenizer and chat template (and the hub commit): whatever decides its outputs.
+    tokenizer_digest : str
+        SHA-256 over the tokenizer and chat template alone.
+    revision : str or None
+        Commit of a hub model.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    tokenizer_digest: str
+    revision: str | None = None
+    chat_template: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+
+def resolve_model(model: ModelConfig) -> ResolvedModel:
+    """Fetch a hub model at a pinned commit, or check a local folder, and compute its digests.
+
+    Raises
+    ------
+    ModelError
+        If the folder is missing, has no config or no safetensors, or the hub cannot be reached.
+    """
+    revision = None
+    if model.hub is not None:
+        folder, revision = _fetch(model)
+    else:
+        folder = Path(str(model.path)).expanduser()
+    _check_folder(model.name, folder)
+    template = _read_template(model)
+    tokenizer_digest = _digest_of_files(folder, TOKENIZER_FILES, extra=template or "")
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    digest = _digest_of_files(folder, ("config.json", *weights), extra=f"{tokenizer_digest} {revision or ''}")
+    return ResolvedModel(
+        model.name, folder, digest, tokenizer_digest, revision, template, model.dtype, model.trust_remote_code
+    )
+
+
+def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
+    """Load the fast tokenizer, with the recipe's chat template in place of its own where one is given.
+
+    Raises
+    ------
+    TokenizerError
+        If there is no fast tokenizer or no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.folder, local_files_only=True, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        raise TokenizerError(
+            f"Model {model.name!r}: the tokenizer in {model.folder} cannot be loaded ({_first_line(error)}); "
+            "the folder needs a tokenizer.json and tokenizer_config.json."
+        ) from error
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            f"Model {model.name!r}: {model.folder} has no fast tokenizer; convert it so that a "
+            "tokenizer.json stands beside its config."
+        )
+    if model.chat_template is not None:
+        tokenizer.chat_template = model.chat_template
+    if not tokenizer.chat_template:
+        raise TokenizerError(
+            f"Model {model.name!r}: its tokenizer has no chat template; name a Jinja file in the recipe's "
+            "`chat_template` of this model."
+        )
+    return tokenizer
+
+
+def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load the weights for reading, in evaluation mode.
+
+    Parameters
+    ----------
+    model : ResolvedModel
+    device : torch.device
+    dtype : torch.dtype, optional
+        Overrides the recipe's ``dtype``; training asks for float32.
+
+    Raises
+    ------
+    ModelError
+        If the architecture is unknown, weights are missing, or memory runs out.
+    """
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            model.folder,
+            dtype=dtype or compute_dtype(model.dtype, device),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"Model {model.name!r}: {len(missing)} tensors such as {missing[0]!r} are not in the safetensors of "
+            f"{model.folder}; the checkpoint is incomplete or of another architecture."
+        )
+    return loaded.to(device).eval()
+
+
+def read_model_config(model: ResolvedModel) -> Any:
+    """Read the architecture's configuration without its weights."""
+    try:
+        return AutoConfig.from_pretrained(
+            model.folder, local_files_only=True, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError(
+            f"Model {model.name!r}: config.json in {model.folder} cannot be read: {_first_line(error)}"
+        ) from error
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the parameters of a checkpoint from its safetensors headers, without reading weights."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for length in tensor["shape"]:
+                    size *= length
+                total += size
+    return total
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(
+            f"Model {name!r}: the folder {folder} does not exist; correct `path` of this model in the recipe."
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"Model {name!r}: {folder} has no config.json; `path` must be a Hugging Face checkpoint folder."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"Model {name!r}: {folder} has no *.safetensors; convert the weights to safetensors, other formats "
+            "are not read."
+        )
+
+
+def _fetch(model: ModelConfig) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        commit = HfApi().model_info(str(model.hub), revision=model.revision).sha
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", *(["*.py"] if model.trust_remote_code else [])]
+        folder = snapshot_download(str(model.hub), revision=commit, allow_patterns=patterns)
+    except Exception as error:
+        raise ModelError(
+            f"Model {model.name!r}: {model.hub} cannot be fetched from the hub ({_first_line(error)}); check the "
+            "name, the network and HF_TOKEN, or give a local `path`."
+        ) from error
+    return Path(folder), str(commit)
+
+
+def _read_template(model: ModelConfig) -> str | None:
+    if model.chat_template is None:
+        return None
+    try:
+        return model.chat_template.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(
+            f"Model {model.name!r}: its `chat_template` {model.chat_template} cannot be read ({error})."
+        ) from error
+
+
+def _digest_of_files(folder: Path, names: tuple[str, ...], extra: str) -> str:
+    digest = hashlib.sha256(extra.encode())
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"{name} {_file_digest(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
+    # Size and time are in the cache's key so that a file changed within a process is read again.
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
