@@ -211,7 +211,11 @@ class EvaluationConfig(Section):
     plain_sft_control: bool = Field(
         True, description="Also train the pivot with lambda = 1 on the same data, steps and seed, as the control."
     )
-    batch_tokens: PositiveInt = Field(8192, description="Tokens in one scoring forward pass.")
+    batch_tokens: PositiveInt = Field(8192, description="Tokens in one scoring forward pass, padding included.")
+    bootstrap_resamples: PositiveInt = Field(
+        2000, description="Draws of dialogues behind the 95 % intervals of the score differences."
+    )
+    bootstrap_seed: int = Field(0, ge=0, description="Seed of those draws.")
 
 
 class RegistryConfig(Section):

@@ -1,0 +1,281 @@
+"""Held-out scores of several models made comparable, whatever their tokenizers and wherever they were cut.
+
+Legend: D dialogues, M models, R resamples, S domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from fusion_core.errors import EvaluationError
+from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
+
+# Below this many dialogues a percentile interval is far too narrow to be shown.
+MIN_DIALOGUES_FOR_INTERVAL = 5
+CONFIDENCE = 0.95
+
+
+class Record(BaseModel):
+    """An immutable result with a JSON form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DialogueScore(Record):
+    """What one model makes of the responses of one dialogue, label by label.
+
+    Parameters
+    ----------
+    dialogue_id, domain : str
+    response_bytes : tuple of int
+        UTF-8 length of every response of the whole dialogue, whether the model's cut reached it or not.
+    ends : tuple of int
+        Where each label ends in the dialogue's responses: bytes of the responses up to there, plus one for every end
+        of turn up to there. The same place for every tokenizer; never decreasing.
+    nats : tuple of float
+        -log p(label) of each label.
+    """
+
+    dialogue_id: str
+    domain: str
+    response_bytes: tuple[int, ...]
+    ends: tuple[int, ...]
+    nats: tuple[float, ...]
+
+    def bytes_at(self, end: int) -> int:
+        """Return the response bytes up to a place given as in ``ends``."""
+        turn_ends = np.cumsum(np.asarray(self.response_bytes, dtype=np.int64) + 1)
+        return end - int(np.searchsorted(turn_ends, end, side="right"))
+
+    def nats_at(self, end: int) -> float:
+        """Return the nats of all labels up to a place given as in ``ends``."""
+        return float(np.sum(self.nats[: int(np.searchsorted(self.ends, end, side="right"))]))
+
+    @property
+    def bytes_covered(self) -> int:
+        """Response bytes before the model's cut."""
+        return self.bytes_at(self.ends[-1])
+
+
+class HeldOutScores(Record):
+    """All held-out scores of one model; ``refused`` gives the reason for each dialogue that it could not read."""
+
+    model_name: str
+    max_length_tokens: int
+    dialogues: tuple[DialogueScore, ...]
+    refused: dict[str, str]
+
+    @property
+    def nats_per_byte(self) -> float:
+        """Nats per response byte over all that this model covered."""
+        return _nats_per_byte(self.dialogues)
+
+    @property
+    def domains(self) -> dict[str, float]:
+        """Nats per response byte of each domain."""
+        names = sorted({score.domain for score in self.dialogues})
+        return {name: _nats_per_byte([s for s in self.dialogues if s.domain == name]) for name in names}
+
+
+class Score(Record):
+    """Nats per response byte, and how they differ from the baseline's (95 % interval; None where not known)."""
+
+    nats_per_byte: float
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class ScoreRow(Record):
+    """One model's line: per domain, over all bytes (``overall``) and as the mean of the domains."""
+
+    model: str
+    domains: dict[str, Score]
+    overall: Score
+    mean_of_domains: Score
+    refused: int
+
+
+class ScoreTable(Record):
+    """Models on the same bytes of the same dialogues.
+
+    Parameters
+    ----------
+    baseline : str
+        The model that differences are taken to.
+    rows : tuple of ScoreRow
+    dialogues, response_bytes : dict
+        What was compared, per domain.
+    left_out : int
+        Dialogues that at least one model could not read at all.
+    bytes_cut : int
+        Response bytes of the compared dialogues beyond the last place that all models reach.
+    resamples : int
+        Draws behind the intervals.
+    """
+
+    baseline: str
+    rows: tuple[ScoreRow, ...]
+    dialogues: dict[str, int]
+    response_bytes: dict[str, int]
+    left_out: int
+    bytes_cut: int
+    resamples: int
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains in the order of the columns."""
+        return tuple(self.dialogues)
+
+    def row(self, model: str) -> ScoreRow:
+        """Return one model's line."""
+        return next(row for row in self.rows if row.model == model)
+
+
+def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: int = 2000, seed: int = 0) -> ScoreTable:
+    """Score models on what all of them read: the same dialogues, up to the last place where all have a boundary.
+
+    Tokenizers cut a dialogue of too many tokens at different bytes, so each dialogue counts up to the last place in its
+    responses at which every model's labels end together: its very end where nobody was cut. Differences are taken to
+    the baseline; their intervals come from a paired bootstrap over dialogues, drawn within each domain, and are left
+    out where a domain has fewer than five dialogues.
+
+    Parameters
+    ----------
+    scores : mapping from model name to HeldOutScores
+        In the order of the table's lines.
+    baseline : str
+        Which of them is the baseline.
+    resamples, seed : int
+        Draws of the bootstrap, and their seed.
+
+    Raises
+    ------
+    EvaluationError
+        If the baseline is not among the models, or no dialogue was read by all of them.
+    """
+    if baseline not in scores:
+        raise EvaluationError(f"The baseline {baseline!r} has no scores; there are scores of {', '.join(scores)}.")
+    ids, left_out = _common_dialogues(scores)
+    names, nats_DM, bytes_D, domains_D, cut = [], [], [], [], 0
+    by_id = {name: {score.dialogue_id: score for score in model.dialogues} for name, model in scores.items()}
+    for dialogue_id in ids:
+        each = [by_id[name][dialogue_id] for name in scores]
+        if len({score.response_bytes for score in each}) != 1:
+            raise EvaluationError(
+                f"Dialogue {dialogue_id} has responses of different lengths for different models; score all models "
+                "on the same dialogues."
+            )
+        common = reduce(np.intersect1d, [np.asarray(score.ends) for score in each])
+        if len(common) == 0 or (covered := each[0].bytes_at(int(common[-1]))) == 0:
+            left_out += 1
+            continue
+        end = int(common[-1])
+        names.append(dialogue_id)
+        nats_DM.append([score.nats_at(end) for score in each])
+        bytes_D.append(covered)
+        domains_D.append(each[0].domain)
+        cut += sum(each[0].response_bytes) - covered
+    if not names:
+        raise EvaluationError(
+            f"No held-out dialogue was read by all of {', '.join(scores)}; raise `max_length_tokens` or look at why "
+            "dialogues were refused."
+        )
+    return _table(
+        list(scores),
+        baseline,
+        np.asarray(nats_DM),
+        np.asarray(bytes_D),
+        domains_D,
+        refused=[len(model.refused) for model in scores.values()],
+        left_out=left_out,
+        bytes_cut=cut,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _table(
+    models: list[str],
+    baseline: str,
+    nats_DM: np.ndarray,
+    bytes_D: np.ndarray,
+    domains_D: list[str],
+    *,
+    refused: list[int],
+    left_out: int,
+    bytes_cut: int,
+    resamples: int,
+    seed: int,
+) -> ScoreTable:
+    domains, strata_D = np.unique(domains_D, return_inverse=True)
+    dialogues_S = np.bincount(strata_D)
+    values = np.column_stack([nats_DM, bytes_D])
+    sums_1SM = np.stack([np.bincount(strata_D, weights=column) for column in values.T], axis=1)[None]
+    scores_1M = _ratios(sums_1SM)
+    draws_RM = _ratios(resampled_sums(values, strata_D, resamples, seed))
+    pivot = models.index(baseline)
+    rows = []
+    for index, model in enumerate(models):
+        cells = []
+        for part in range(len(domains) + 2):
+            value = float(scores_1M[part][0, index])
+            weighed = dialogues_S[part] if part < len(domains) else dialogues_S.min()
+            if index == pivot:
+                cells.append(Score(nats_per_byte=value))
+                continue
+            low = high = None
+            if weighed >= MIN_DIALOGUES_FOR_INTERVAL:
+                low, high = percentile_interval(draws_RM[part][:, index] - draws_RM[part][:, pivot], CONFIDENCE)
+            difference = value - float(scores_1M[part][0, pivot])
+            cells.append(Score(nats_per_byte=value, difference=difference, low=low, high=high))
+        *by_domain, overall, mean = cells
+        rows.append(
+            ScoreRow(
+                model=model,
+                domains=dict(zip(map(str, domains), by_domain, strict=True)),
+                overall=overall,
+                mean_of_domains=mean,
+                refused=refused[index],
+            )
+        )
+    bytes_S = np.bincount(strata_D, weights=bytes_D).astype(np.int64)
+    return ScoreTable(
+        baseline=baseline,
+        rows=tuple(rows),
+        dialogues={str(name): int(count) for name, count in zip(domains, dialogues_S, strict=True)},
+        response_bytes={str(name): int(count) for name, count in zip(domains, bytes_S, strict=True)},
+        left_out=left_out,
+        bytes_cut=bytes_cut,
+        resamples=resamples,
+    )
+
+
+def _ratios(sums_RSM: np.ndarray) -> list[np.ndarray]:
+    """Turn sums of nats (all columns but the last) and bytes (the last) into nats per byte.
+
+    Returns one array [R, M] for every domain, then one over all bytes, then one for the mean of the domains.
+    """
+    by_domain_RSM = sums_RSM[:, :, :-1] / sums_RSM[:, :, -1:]
+    total_RM = sums_RSM.sum(axis=1)
+    return [
+        *(by_domain_RSM[:, stratum] for stratum in range(sums_RSM.shape[1])),
+        total_RM[:, :-1] / total_RM[:, -1:],
+        by_domain_RSM.mean(axis=1),
+    ]
+
+
+def _common_dialogues(scores: Mapping[str, HeldOutScores]) -> tuple[list[str], int]:
+    everywhere = [{score.dialogue_id for score in model.dialogues} for model in scores.values()]
+    seen = set().union(*everywhere, *(set(model.refused) for model in scores.values()))
+    common = set.intersection(*everywhere)
+    return sorted(common), len(seen) - len(common)
+
+
+def _nats_per_byte(dialogues: tuple[DialogueScore, ...] | list[DialogueScore]) -> float:
+    covered = sum(score.bytes_covered for score in dialogues)
+    return float(sum(sum(score.nats) for score in dialogues) / covered) if covered else float("nan")
