@@ -1,0 +1,84 @@
+"""A plan as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fusion_core.planning.costs import Plan, PlanRow
+from fusion_core.report.formats import format_bytes, format_count, format_seconds
+
+STATUS_STYLES = {"cached": "green", "compute": "yellow", "unknown": "red"}
+UNKNOWN = "?"
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("dialogues", "dialogues", format_count),
+    ("tokens", "tokens", format_count),
+    ("positions", "positions", format_count),
+    ("FLOPs", "flops", format_count),
+    ("written", "bytes", format_bytes),
+    ("memory", "memory_bytes", format_bytes),
+    ("time", "seconds", format_seconds),
+)
+# What a stage has; other columns stay empty rather than unknown.
+STAGE_FIELDS = {
+    "prepare": {"dialogues"},
+    "extract": {"dialogues", "tokens", "positions", "flops", "bytes", "memory_bytes", "seconds"},
+    "fuse": {"dialogues", "positions", "bytes", "seconds"},
+    "train": {"dialogues", "tokens", "positions", "flops", "bytes", "memory_bytes", "seconds"},
+    "merge": {"bytes", "memory_bytes", "seconds"},
+    "evaluate": {"dialogues", "tokens", "positions", "flops", "memory_bytes", "seconds"},
+}
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Return what a terminal prints for a plan: its rows, totals of what is not cached, and what is not known."""
+    table = Table(title=f"Plan of {plan.name}", title_justify="left", title_style="bold")
+    table.add_column("stage")
+    table.add_column("subject", overflow="fold")
+    table.add_column("status")
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right")
+    for row in plan.rows:
+        table.add_row(
+            row.stage,
+            Text(row.subject),
+            Text(row.status, style=STATUS_STYLES[row.status]),
+            *(_cell(row, field, write) for _, field, write in COLUMNS),
+        )
+    return Group(table, *(Text(line) for line in _totals(plan)), *_gaps(plan))
+
+
+def _cell(row: PlanRow, field: str, write: Callable[[float], str]) -> str:
+    if field not in STAGE_FIELDS[row.stage]:
+        return ""
+    value = getattr(row, field)
+    return UNKNOWN if value is None else write(value)
+
+
+def _totals(plan: Plan) -> list[str]:
+    cached = sum(row.status == "cached" for row in plan.rows)
+    known = [row for row in plan.rows if row.status != "cached" and "flops" in STAGE_FIELDS[row.stage]]
+    at_least = "at least " if any(row.seconds is None for row in known) else ""
+    lines = [
+        f"{cached} of {len(plan.rows)} parts are in the store already. To compute: {at_least}"
+        f"{format_count(plan.total('flops'))}FLOPs, {format_seconds(plan.total('seconds'))}, "
+        f"{format_bytes(plan.total('bytes'))} written, {format_bytes(plan.memory_bytes)} of memory at the peak.",
+        f"Device: {plan.device.name}, {format_bytes(plan.device.memory_bytes)}; matrix products measured at "
+        + ", ".join(f"{format_count(rate)}FLOP/s in {dtype}" for dtype, rate in plan.device.flops_per_second.items())
+        + ".",
+    ]
+    if plan.estimated:
+        lines.append("Tokens and positions are estimates from a sample of the dialogues.")
+    if plan.memory_bytes > plan.device.memory_bytes:
+        lines.append(
+            f"The peak needs more than the {format_bytes(plan.device.memory_bytes)} of this device; take a larger one "
+            "or several, or lower `batch_tokens` and `micro_batch_tokens` where they are what is large."
+        )
+    return lines
+
+
+def _gaps(plan: Plan) -> list[Text]:
+    return [Text(f"Not known: {line}", style="red") for line in plan.unknown]

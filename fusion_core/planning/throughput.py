@@ -1,0 +1,89 @@
+"""What the device at hand computes per second, measured by matrix products."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from fusion_core.evaluation.score_table import Record
+
+CPU_SIDE = 1024
+CUDA_SIDE = 8192
+MEASURE_SECONDS = 0.5
+
+
+class DeviceThroughput(Record):
+    """One device.
+
+    Parameters
+    ----------
+    name : str
+        In words.
+    kind : str
+        'cpu' or 'cuda'.
+    flops_per_second : dict
+        Measured floating-point operations per second of a large matrix product, by dtype name.
+    memory_bytes : int
+        Memory of the device.
+    """
+
+    name: str
+    kind: str
+    flops_per_second: dict[str, float]
+    memory_bytes: int
+
+
+def measure_throughput(device: torch.device, seconds: float = MEASURE_SECONDS) -> DeviceThroughput:
+    """Time large matrix products in float32 and bfloat16; takes about ``2 * seconds``.
+
+    Parameters
+    ----------
+    device : torch.device
+    seconds : float
+        Time spent on each dtype.
+    """
+    rates = {name: _product_rate(device, getattr(torch, name), seconds) for name in ("float32", "bfloat16")}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return DeviceThroughput(
+            name=properties.name, kind="cuda", flops_per_second=rates, memory_bytes=properties.total_memory
+        )
+    return DeviceThroughput(
+        name=f"{_processor_name()}, {torch.get_num_threads()} threads",
+        kind=device.type,
+        flops_per_second=rates,
+        memory_bytes=psutil.virtual_memory().total,
+    )
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    side = CUDA_SIDE if device.type == "cuda" else CPU_SIDE
+    left = torch.randn(side, side, device=device).to(dtype)
+    right = torch.randn(side, side, device=device).to(dtype)
+    with torch.inference_mode():
+        left @ right
+        _wait(device)
+        products, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
+            left @ right
+            _wait(device)
+            products += 1
+    return 2.0 * side**3 * products / elapsed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor_name() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
