@@ -1,0 +1,51 @@
+"""Local files of the store and its cache: checksums while copying, and one sentence for a file system's errors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fusion_core.errors import StoreError
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def disk_errors(action: str) -> Iterator[None]:
+    """Turn an `OSError` into a `StoreError` with one sentence; `action` says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "the disk is full; free some space there, or choose another place"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "this user has no permission; change the folder's owner or mode, or choose another place"
+        else:
+            reason = error.strerror or type(error).__name__
+        raise StoreError(f"{action} failed: {reason}.") from error
+
+
+def copy_and_hash(source: BinaryIO, target: BinaryIO | None = None) -> str:
+    """Copy `source` to `target`, or only read it, and return the SHA-256 (hex) of the bytes."""
+    digest = hashlib.sha256()
+    while chunk := source.read(CHUNK_BYTES):
+        digest.update(chunk)
+        if target is not None:
+            target.write(chunk)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be read.
+    """
+    with disk_errors(f"Reading {path}"), path.open("rb") as file:
+        return copy_and_hash(file)

@@ -1,0 +1,151 @@
+"""Where things are: settings of the place, read from the environment, with everything embedded when none is set."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fusion_core.errors import ConfigError
+
+PREFIX = "FUSELINE_"
+
+
+class Settings(BaseSettings):
+    """The object store, the local cache and the servers of one place.
+
+    Reads the environment once; relative folders become absolute at that moment, so that a later change of the working
+    directory moves nothing. Secrets are no settings: boto3 and MLflow read their own variables.
+
+    Raises
+    ------
+    ConfigError
+        A variable's value makes no sense, or a ``FUSELINE_`` variable is not known.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    home: Path = Field(Path(".fuseline"), description="Folder of everything that has no place of its own.")
+    store: str = Field("", description="A folder or s3://bucket/prefix; default: store/ in the home folder.")
+    s3_endpoint_url: str | None = Field(None, description="Address of an S3 server other than Amazon's.")
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="path: endpoint/bucket/key; virtual: bucket.endpoint/key; auto: path with an endpoint URL."
+    )
+    cache_dir: Path | None = Field(None, description="Local cache of S3 objects; default: cache/ in the home folder.")
+    cache_size: ByteSize = Field(
+        ByteSize(100 * 2**30), description="Most bytes the local cache may hold, such as 200GiB; default 100 GiB."
+    )
+    mlflow_tracking_uri: str = Field(
+        "",
+        validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
+        description="MLflow's server; default: SQLite in the home folder.",
+    )
+    prefect_api_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
+        description="Prefect's server; default: its ephemeral one.",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown_variables()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # Values stay out of the message: an address may carry a password.
+            problem = error.errors(include_url=False, include_input=False)[0]
+            field = str(problem["loc"][0]) if problem["loc"] else "store"
+            variable = field if field.isupper() else PREFIX + field.upper()
+            reason = problem["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{variable} cannot be used: {reason}.") from None
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, store: str) -> str:
+        if store.startswith("s3://"):
+            split_s3_address(store)
+            return store
+        if "://" in store or store.startswith("s3:"):
+            raise ValueError("expected a folder or an address such as s3://bucket/prefix")
+        return store
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _http_endpoint(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as http://localhost:8333")
+        if parts.username or parts.password:
+            raise ValueError(
+                "credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, not into the address"
+            )
+        return url
+
+    @field_validator("cache_size")
+    @classmethod
+    def _positive_size(cls, size: ByteSize) -> ByteSize:
+        if size <= 0:
+            raise ValueError("expected a positive size such as 200GiB")
+        return size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absolute_folders(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        home = Path(values.get("home") or ".fuseline").expanduser().absolute()
+        values["home"] = home
+        store = str(values.get("store") or home / "store")
+        values["store"] = store if ":" in store else str(Path(store).expanduser().absolute())
+        values["cache_dir"] = Path(values.get("cache_dir") or home / "cache").expanduser().absolute()
+        return values
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of the local cache."""
+        return self.cache_dir or self.home / "cache"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking address, embedded SQLite where none is set."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def tracking_artifacts(self) -> Path:
+        """Folder of MLflow's artifacts when MLflow is embedded."""
+        return self.home / "mlartifacts"
+
+    @property
+    def prefect_home(self) -> Path:
+        """Prefect's home: PREFECT_HOME where it is set, else a folder in the home folder."""
+        return Path(os.environ.get("PREFECT_HOME") or self.home / "prefect").absolute()
+
+
+def split_s3_address(address: str) -> tuple[str, str]:
+    """Return bucket and prefix of ``s3://bucket/prefix``; the prefix has no slash at its ends and may be empty.
+
+    Raises
+    ------
+    ValueError
+        There is no bucket in it, or the prefix has an empty, '.' or '..' part.
+    """
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/")
+    if not bucket or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+        raise ValueError("expected an address such as s3://bucket/prefix")
+    return bucket, prefix
+
+
+def _refuse_unknown_variables() -> None:
+    fields = (name for name in Settings.model_fields if not name.startswith(("mlflow_", "prefect_")))
+    known = [PREFIX + name.upper() for name in fields]
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+            raise ConfigError(f"The environment variable {name} is not known; {hint}")
