@@ -69,8 +69,10 @@ class DialogueFile(Section):
         "general",
         description="Domain of these dialogues in tables; rows with a `domain` or `dataset` field keep theirs.",
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca"] = Field(
-        "auto", description="Row format; auto looks at each row's fields."
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "question_answer"] = Field(
+        "auto",
+        description="Row format; auto looks at each row's fields. messages: a list of role and content. sharegpt: of "
+        "from and value. alpaca: instruction, input, output. question_answer: question/answer or prompt/response.",
     )
     limit: PositiveInt | None = Field(None, description="Take only this many dialogues, chosen by content hash.")
 

@@ -1,0 +1,106 @@
+"""Dialogues to Parquet shards and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fusion_core.dialogues.turns import Dialogue, Turn
+from fusion_core.errors import ShardError
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("domain", pa.string()),
+        ("turns", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+    ]
+)
+
+
+def to_table(dialogues: Sequence[Dialogue]) -> pa.Table:
+    """Put dialogues into one Arrow table."""
+    counts = [0]
+    roles: list[str] = []
+    contents: list[str] = []
+    for dialogue in dialogues:
+        roles += [turn.role for turn in dialogue.turns]
+        contents += [turn.content for turn in dialogue.turns]
+        counts.append(len(roles))
+    turns = pa.StructArray.from_arrays(
+        [pa.array(roles, pa.string()), pa.array(contents, pa.string())], ["role", "content"]
+    )
+    return pa.Table.from_arrays(
+        [
+            pa.array([dialogue.id for dialogue in dialogues], pa.string()),
+            pa.array([dialogue.domain for dialogue in dialogues], pa.string()),
+            pa.ListArray.from_arrays(pa.array(counts, pa.int32()), turns).cast(SCHEMA.field("turns").type),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def load_dialogues(path: Path) -> list[Dialogue]:
+    """Read one shard of prepared dialogues.
+
+    Raises
+    ------
+    ShardError
+        If the file is missing, is no Parquet file, or has other columns.
+    """
+    try:
+        table = pq.read_table(path, schema=SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(
+            f"Dialogue shard {path} cannot be read ({str(error).splitlines()[0]}); prepare the dialogues again."
+        ) from error
+    return [
+        Dialogue(row_id, domain, tuple(Turn(turn["role"], turn["content"]) for turn in turns))
+        for row_id, domain, turns in zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True)
+    ]
+
+
+class ShardWriter:
+    """Writes tables as consecutive shards of a fixed number of dialogues, holding one shard in memory.
+
+    Parameters
+    ----------
+    folder : Path
+        Made here; gets ``dialogues-00000.parquet`` and so on.
+    shard_dialogues : int
+        Dialogues in every shard but the last.
+    """
+
+    def __init__(self, folder: Path, shard_dialogues: int) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.shard_dialogues = shard_dialogues
+        self.shards = 0
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Add dialogues, writing every shard that is full."""
+        while self._waiting_rows + len(table) >= self.shard_dialogues:
+            room = self.shard_dialogues - self._waiting_rows
+            self._waiting.append(table.slice(0, room))
+            table = table.slice(room)
+            self._flush()
+        if len(table):
+            self._waiting.append(table)
+            self._waiting_rows += len(table)
+
+    def close(self) -> None:
+        """Write what is left as the last shard."""
+        if self._waiting:
+            self._flush()
+
+    def _flush(self) -> None:
+        # One chunk and one row group, so that the bytes do not depend on how the rows arrived.
+        shard = pa.concat_tables(self._waiting).combine_chunks()
+        path = self.folder / f"dialogues-{self.shards:05d}.parquet"
+        pq.write_table(shard, path, compression="zstd", row_group_size=max(len(shard), 1))
+        self.shards += 1
+        self._waiting, self._waiting_rows = [], 0
