@@ -204,6 +204,13 @@ class TrainingConfig(Section):
         False, description="Recompute activations in the backward pass to save memory."
     )
     checkpoint_steps: PositiveInt = Field(200, description="Optimizer steps between resumable checkpoints.")
+    keep_checkpoints: PositiveInt = Field(
+        1, description="Resumable checkpoints kept; each has three times the weights in float32."
+    )
+    window_steps: PositiveInt = Field(10, description="Optimizer steps behind one point of the logged curves.")
+    stop_loss_factor: Annotated[float, Field(gt=1.0)] = Field(
+        10.0, description="A loss this many times its running mean, from step 21 on, stops the run; so does NaN."
+    )
     seed: int = Field(0, ge=0, description="Order of the dialogues and every other draw in training.")
 
 

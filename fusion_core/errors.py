@@ -37,6 +37,10 @@ class TrainingError(FusionError):
     """Training diverged or ran out of memory."""
 
 
+class TrainingInterruptedError(TrainingError):
+    """Training was asked to stop and has written a checkpoint to go on from."""
+
+
 class MergeError(FusionError):
     """Checkpoints cannot be merged."""
 
