@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from fusion_core.errors import StoreError
 from tasks.local_cache import LocalCache, is_verified
 from tasks.local_files import disk_errors, hash_file
-from tasks.store import BrokenObjectError, MissingObjectError, Store, check_key
+from tasks.store import BrokenObjectError, MissingObjectError, ObjectInfo, Store, check_key
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -118,9 +118,8 @@ class Publication:
         info = self.store.stat(key)
         if info is None or info.sha256 is None:
             return None
-        path = self.store.local_path(key)
-        if path is not None and hash_file(path) != info.sha256:
-            logger.warning("%s is not what was sent there; it is deleted and computed again.", self.store.url(key))
+        if self._trusted_sha256(info) is None:
+            logger.warning("%s is not what was sent there; it is deleted and made anew.", self.store.url(key))
             self.store.delete([key])
             return None
         entry = ManifestEntry(name=name, size=info.size, sha256=info.sha256, stored_as=name)
@@ -138,11 +137,15 @@ class Publication:
         sha256, size = hash_file(path), path.stat().st_size
         stored_as = name
         key = _key(self.address, name)
-        if not self.store.upload(key, path, if_absent=True, sha256=sha256) and self._stored_sha256(key) != sha256:
-            # Another worker's bytes have the name. Its manifest may list them already, so they stay.
-            pure = PurePosixPath(name)
-            stored_as = str(pure.with_name(f"{pure.stem}.{sha256[:16]}{pure.suffix}"))
-            self.store.upload(_key(self.address, stored_as), path, sha256=sha256)
+        if not self.store.upload(key, path, if_absent=True, sha256=sha256):
+            there = self.store.stat(key)
+            trusted = self._trusted_sha256(there) if there else None
+            if trusted not in (None, sha256):
+                # Another worker's bytes have the name. Its manifest may list them already, so they stay.
+                pure = PurePosixPath(name)
+                stored_as = str(pure.with_name(f"{pure.stem}.{sha256[:16]}{pure.suffix}"))
+            if there is None or not trusted == there.sha256 == sha256:
+                self.store.upload(_key(self.address, stored_as), path, sha256=sha256)
         entry = ManifestEntry(name=name, size=size, sha256=sha256, stored_as=stored_as)
         self._entries[name] = entry
         return entry
@@ -175,12 +178,17 @@ class Publication:
             manifest = self._adopt(manifest)
         return _artifact(manifest, reused=reused, seconds=time.monotonic() - self._started)
 
-    def _stored_sha256(self, key: str) -> str | None:
-        path = self.store.local_path(key)
-        if path is not None:
-            return hash_file(path) if path.is_file() else None
-        info = self.store.stat(key)
-        return info.sha256 if info else None
+    def _trusted_sha256(self, info: ObjectInfo) -> str | None:
+        """Return the SHA-256 of the bytes at a key, None where they are not what somebody published.
+
+        On S3 bytes and record arrive together, so what has no record is not ours. In a folder the record follows the
+        bytes, and the bytes can be read.
+        """
+        path = self.store.local_path(info.key)
+        if path is None:
+            return info.sha256
+        actual = hash_file(path)
+        return actual if info.sha256 in (None, actual) else None
 
     def _adopt(self, mine: Manifest) -> Manifest:
         manifest = read_manifest(self.store, self.address)

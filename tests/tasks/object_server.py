@@ -1,0 +1,106 @@
+"""A real S3 server (SeaweedFS) on loopback, on free ports, for as long as a test or a benchmark needs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+BUCKET = "fuseline"
+WRITER = ("test-writer", "test-writer-secret")
+READER = ("test-reader", "test-reader-secret")
+# What `weed mini` listens on; it takes fixed numbers for those it is not told.
+PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "filer.port", "filer.port.grpc", "volume.port")
+PORTS += ("volume.port.grpc", "admin.port", "admin.port.grpc")
+
+
+@dataclass(frozen=True)
+class ObjectServer:
+    """A running server with one bucket, a user who may do everything and one who may only read."""
+
+    endpoint_url: str
+
+    def client(self, user: tuple[str, str] = WRITER):
+        """Return a plain boto3 client."""
+        config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3, "mode": "standard"})
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=user[0],
+            aws_secret_access_key=user[1],
+            region_name="us-east-1",
+            config=config,
+        )
+
+
+def server_program() -> Path | None:
+    """Return SeaweedFS's program beside this Python or on the path, None where it is not installed."""
+    beside = Path(sys.executable).parent / "weed"
+    found = beside if beside.is_file() else shutil.which("weed")
+    return Path(found) if found else None
+
+
+@contextmanager
+def running_server(folder: Path, program: Path) -> Iterator[ObjectServer]:
+    """Start the server with its data in `folder`, yield it when it answers, and stop it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    identities = [
+        _identity("writer", WRITER, ["Admin", "Read", "Write", "List", "Tagging"]),
+        _identity("reader", READER, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+    ]
+    config = folder / "identities.json"
+    config.write_text(json.dumps({"identities": identities}))
+    ports = free_ports(len(PORTS))
+    command = [str(program), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
+    command += [f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)]
+    command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    command += ["-s3.domainName=s3.test", "-master.volumeSizeLimitMB=1024"]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    try:
+        server = ObjectServer(f"http://127.0.0.1:{ports[0]}")
+        _wait_for_bucket(server, process, folder / "server.log")
+        yield server
+    finally:
+        # It keeps every acknowledged object through a kill, and a polite end takes it ten seconds.
+        process.kill()
+        process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+
+
+def _identity(name: str, user: tuple[str, str], actions: list[str]) -> dict[str, object]:
+    return {"name": name, "credentials": [{"accessKey": user[0], "secretKey": user[1]}], "actions": actions}
+
+
+def _wait_for_bucket(server: ObjectServer, process: subprocess.Popen[bytes], log: Path) -> None:
+    client = server.client()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
+            client.delete_object(Bucket=BUCKET, Key="ready")
+            return
+        except (BotoCoreError, ClientError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"SeaweedFS did not start: {error}\n{log.read_text()[-2000:]}") from error
+            time.sleep(0.2)
