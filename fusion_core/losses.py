@@ -11,7 +11,7 @@ plain fine-tuning step with K entries more to gather and scatter at a position.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -171,10 +171,11 @@ def _fusion_pass(
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # An operator of its own: torch.compile takes it whole instead of breaking the graph around the loop.
+    tail_kind = cast(Tail, tail)
     sum_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     labelled = (labels != IGNORED_LABEL).nonzero().squeeze(1)
     rows, labels = hidden[labelled].to(product_dtype), labels[labelled].long()
-    shares = fused_shares(token_ids[labelled], log_probs[labelled].to(sum_dtype), labels, temperature, tail)
+    shares = fused_shares(token_ids[labelled], log_probs[labelled].to(sum_dtype), labels, temperature, tail_kind)
     divisor = max(len(labels), 1) if normaliser is None else normaliser
     scale = logit_scale / divisor
 
@@ -203,7 +204,7 @@ def _fusion_pass(
                 slope_CV = 1 - logits_CV**2
                 logits_CV *= soft_cap
             lm_C, fusion_C = cross_entropies_then_gradient(
-                logits_CV, labels[start:stop], shares.rows(start, stop), lm_weight, tail
+                logits_CV, labels[start:stop], shares.rows(start, stop), lm_weight, tail_kind
             )
             lm_sum += lm_C.sum()
             fusion_sum += fusion_C.sum()

@@ -1,0 +1,139 @@
+"""Resumable checkpoints of a training run: safetensors and JSON, whole or absent, kept by a limit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from fusion_core.errors import TrainingError
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class TrainingCheckpoints:
+    """Folders ``step-00000200`` of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds this run's checkpoints and nothing else.
+    identity : dict
+        What decides the run's result, in plain JSON types; a checkpoint with another identity is refused.
+    keep : int
+        Checkpoints that stay; older ones are removed after a new one is whole.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int) -> None:
+        self._folder = folder
+        self._identity = json.loads(json.dumps(identity))
+        self._keep = keep
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: dict[str, Any], *, writes: bool) -> None:
+        """Write the state after `step` optimizer steps; every process calls this, one of them writes."""
+        weights = get_model_state_dict(model, options=WHOLE)
+        moments = get_optimizer_state_dict(model, optimizer, options=WHOLE)["state"]
+        if not writes:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=self._folder))
+        try:
+            save_file(_unshared(weights), building / "model.safetensors")
+            flat = {f"{name}/{key}": value for name, entry in moments.items() for key, value in entry.items()}
+            save_file(_unshared(flat), building / "optimizer.safetensors")
+            save_file(_random_state(), building / "random.safetensors")
+            state = {"step": step, "identity": self._identity, "history": history}
+            (building / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            final = self._folder / f"step-{step:08d}"
+            shutil.rmtree(final, ignore_errors=True)
+            building.rename(final)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        for old in self._found()[: -self._keep]:
+            shutil.rmtree(old)
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
+        """Load the newest checkpoint; return the steps done and the history, or ``(0, {})`` where there is none.
+
+        Raises
+        ------
+        TrainingError
+            If the checkpoint belongs to another run or is broken.
+        """
+        found = self._found()
+        if not found:
+            return 0, {}
+        newest = found[-1]
+        try:
+            state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+            weights = load_file(newest / "model.safetensors")
+            tensors = load_file(newest / "optimizer.safetensors")
+            random_state = load_file(newest / "random.safetensors")
+        except Exception as error:
+            raise TrainingError(
+                f"The training checkpoint {newest} cannot be read ({error}); delete that folder to go on from the one "
+                "before it."
+            ) from error
+        differing = sorted(
+            key
+            for key in {*state["identity"], *self._identity}
+            if state["identity"].get(key) != self._identity.get(key)
+        )
+        if differing:
+            raise TrainingError(
+                f"The training checkpoint {newest} belongs to a run with another {', '.join(differing)}; delete "
+                f"{self._folder} to start anew, or give this run a checkpoint folder of its own."
+            )
+        # Not strict: of tied weights one name is stored, and the others follow it.
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+        moments: dict[str, dict[str, torch.Tensor]] = {}
+        for flat_name, tensor in tensors.items():
+            name, key = flat_name.rsplit("/", 1)
+            moments.setdefault(name, {})[key] = tensor
+        # Settings such as betas come from the recipe; only the moments were stored.
+        settings = get_optimizer_state_dict(model, optimizer, options=WHOLE)["param_groups"]
+        set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": settings}, options=WHOLE)
+        _set_random_state(random_state)
+        return int(state["step"]), state["history"]
+
+    def _found(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Tied weights appear under two names; safetensors stores memory once, and loading ties them again.
+    seen: dict[int, str] = {}
+    kept = {}
+    for name, tensor in sorted(tensors.items()):
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen[tensor.data_ptr()] = name
+        kept[name] = tensor.contiguous()
+    return kept
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
