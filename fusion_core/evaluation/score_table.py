@@ -46,14 +46,20 @@ class DialogueScore(Record):
     ends: tuple[int, ...]
     nats: tuple[float, ...]
 
+    @property
+    def turn_ends(self) -> np.ndarray:
+        """Where the end of each turn lies, counted as in ``ends``."""
+        return np.cumsum(np.asarray(self.response_bytes, dtype=np.int64) + 1)
+
     def bytes_at(self, end: int) -> int:
         """Return the response bytes up to a place given as in ``ends``."""
-        turn_ends = np.cumsum(np.asarray(self.response_bytes, dtype=np.int64) + 1)
-        return end - int(np.searchsorted(turn_ends, end, side="right"))
+        return end - int(np.searchsorted(self.turn_ends, end, side="right"))
 
-    def nats_at(self, end: int) -> float:
-        """Return the nats of all labels up to a place given as in ``ends``."""
-        return float(np.sum(self.nats[: int(np.searchsorted(self.ends, end, side="right"))]))
+    def nats_at(self, end: int, turn_ends: np.ndarray) -> float:
+        """Return the nats of the labels up to a place given as in ``ends``; of ends of turns, only of these."""
+        ends = np.asarray(self.ends)
+        counts = (ends <= end) & (~np.isin(ends, self.turn_ends) | np.isin(ends, turn_ends))
+        return float(np.asarray(self.nats)[counts].sum())
 
     @property
     def bytes_covered(self) -> int:
@@ -140,9 +146,10 @@ def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: in
     """Score models on what all of them read: the same dialogues, up to the last place where all have a boundary.
 
     Tokenizers cut a dialogue of too many tokens at different bytes, so each dialogue counts up to the last place in its
-    responses at which every model's labels end together: its very end where nobody was cut. Differences are taken to
-    the baseline; their intervals come from a paired bootstrap over dialogues, drawn within each domain, and are left
-    out where a domain has fewer than five dialogues.
+    responses at which every model's labels end together: its very end where nobody was cut. An end of turn counts where
+    all models predict one; a template that ends turns with ordinary text has none. Differences are taken to the
+    baseline; their intervals come from a paired bootstrap over dialogues, drawn within each domain, and are left out
+    where a domain has fewer than five dialogues.
 
     Parameters
     ----------
@@ -161,7 +168,10 @@ def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: in
     if baseline not in scores:
         raise EvaluationError(f"The baseline {baseline!r} has no scores; there are scores of {', '.join(scores)}.")
     ids, left_out = _common_dialogues(scores)
-    names, nats_DM, bytes_D, domains_D, cut = [], [], [], [], 0
+    nats_DM: list[list[float]] = []
+    bytes_D: list[int] = []
+    domains_D: list[str] = []
+    cut = 0
     by_id = {name: {score.dialogue_id: score for score in model.dialogues} for name, model in scores.items()}
     for dialogue_id in ids:
         each = [by_id[name][dialogue_id] for name in scores]
@@ -175,12 +185,12 @@ def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: in
             left_out += 1
             continue
         end = int(common[-1])
-        names.append(dialogue_id)
-        nats_DM.append([score.nats_at(end) for score in each])
+        turn_ends = np.intersect1d(common, each[0].turn_ends)
+        nats_DM.append([score.nats_at(end, turn_ends) for score in each])
         bytes_D.append(covered)
         domains_D.append(each[0].domain)
         cut += sum(each[0].response_bytes) - covered
-    if not names:
+    if not nats_DM:
         raise EvaluationError(
             f"No held-out dialogue was read by all of {', '.join(scores)}; raise `max_length_tokens` or look at why "
             "dialogues were refused."
