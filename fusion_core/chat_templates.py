@@ -101,7 +101,7 @@ class ChatTemplate:
             raise DialogueRefusedError(
                 f"The chat template of model {self._model_name!r} refuses it ({_first_line(error)})."
             ) from error
-        pieces = []
+        pieces: list[str] = []
         rest = str(text)
         for slot in slots:
             piece, found, rest = rest.partition(slot)

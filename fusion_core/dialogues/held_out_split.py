@@ -126,9 +126,8 @@ def split(ids: np.ndarray, domains: np.ndarray, share: float, limit: int | None)
     score = scores(ids, b"held-out")
     below = score < np.uint64(min(int(share * 2.0**64), 2**64 - 1))
     parts = np.full(len(ids), Part.TRAIN, np.int8)
-    for domain in np.unique(domains):
-        members = np.flatnonzero(domains == domain)
-        members = members[np.argsort(score[members], kind="stable")]
+    order = np.lexsort((score, domains))
+    for members in np.split(order, np.flatnonzero(np.diff(domains[order])) + 1):
         held_out = int(np.count_nonzero(below[members]))
         if len(members) > 1:
             held_out = min(max(held_out, 1), len(members) - 1)

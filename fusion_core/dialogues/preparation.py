@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_core.config import DialogueFile, DialoguesConfig
-from fusion_core.dialogues.files import DataRow, ResolvedFile, read_rows
 from fusion_core.dialogues.formats import parse_row
 from fusion_core.dialogues.held_out_split import Part, choose, split
+from fusion_core.dialogues.resolution import ResolvedFile
+from fusion_core.dialogues.rows import DataRow, read_rows
 from fusion_core.dialogues.shards import SCHEMA, ShardWriter, to_table
 from fusion_core.dialogues.turns import Dialogue, MalformedRowError
 from fusion_core.errors import DialogueError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -44,7 +45,7 @@ class MalformedRowError(DialogueError):
 
 
 class Turn(NamedTuple):
-    """What one side says at once; the content is stripped of surrounding white space and never empty."""
+    """What one side says at once; the content is in Unicode's NFC, stripped of white space at its ends, never empty."""
 
     role: Role
     content: str
@@ -81,7 +82,8 @@ def dialogue_id(turns: Sequence[Turn]) -> str:
 def check_turns(turns: Sequence[tuple[Any, Any]]) -> tuple[tuple[Turn, ...], bool]:
     """Turn raw (role, content) pairs into the turns of a dialogue.
 
-    A last user turn that nobody answers carries no response, so it is dropped.
+    Contents are stripped of white space at their ends and composed to Unicode's NFC. A last user turn that nobody
+    answers carries no response, so it is dropped.
 
     Returns
     -------
@@ -122,7 +124,8 @@ def _content(raw: Any, number: int) -> str:
         raise MalformedRowError(
             "turn that is not text", f"turn {number} holds {type(raw).__name__}, expected a string of text"
         )
-    content = raw.strip()
+    # Many tokenizers compose characters (NFC) before they split text; composed here, every model reads the same bytes.
+    content = unicodedata.normalize("NFC", raw).strip()
     if not content:
         raise MalformedRowError("empty turn", f"turn {number} is empty")
     try:

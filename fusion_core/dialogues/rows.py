@@ -1,24 +1,21 @@
-"""Data files: finding them, what identifies them, and streaming their rows."""
+"""Rows of a data file, streamed: JSON, JSON lines and Parquet."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusion_core.config import DialogueFile, DialoguesConfig
+from fusion_core.dialogues.formats import recognise_format
 from fusion_core.dialogues.turns import MalformedRowError
 from fusion_core.errors import DialogueError
 
-# Part of every dataset's digest; raised whenever the same files and settings would give other dialogues or shards.
-PREPARATION_VERSION = 1
 PARQUET_BATCH_ROWS = 1024
 
 FileKind = Literal["json", "jsonl", "parquet"]
@@ -47,77 +44,6 @@ class DataRow(NamedTuple):
     number: int
     value: Any
     text: str = ""
-
-
-@dataclass(frozen=True)
-class ResolvedFile:
-    """One entry of the recipe's ``files`` whose contents are on this machine.
-
-    Parameters
-    ----------
-    file : DialogueFile
-    paths : tuple of Path
-        One path for a local file; the files of the train split for a hub dataset.
-    digest : str
-        SHA-256 over the contents; no part of it depends on names or places.
-    revision : str or None
-        Commit of a hub dataset.
-    """
-
-    file: DialogueFile
-    paths: tuple[Path, ...]
-    digest: str
-    revision: str | None = None
-
-    @property
-    def pairs(self) -> list[tuple[DialogueFile, Path]]:
-        """What ``prepare_dialogues`` takes."""
-        return [(self.file, path) for path in self.paths]
-
-
-def resolve_file(file: DialogueFile) -> ResolvedFile:
-    """Find a local file or fetch a hub dataset at a pinned commit, and hash what it holds.
-
-    Raises
-    ------
-    DialogueError
-        If the file is missing or has an unknown ending, or the hub dataset cannot be fetched.
-    """
-    revision = None
-    if file.hub is not None:
-        paths, revision = _fetch(file)
-    else:
-        paths = (Path(str(file.path)).expanduser(),)
-    digest = hashlib.sha256()
-    for path in paths:
-        kind = file_kind(path)
-        with _open_binary(path) as content:
-            digest.update(
-                f"{kind} {path.suffix == '.gz'} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode()
-            )
-    return ResolvedFile(file, paths, digest.hexdigest(), revision)
-
-
-def dataset_digest(files: Sequence[ResolvedFile], config: DialoguesConfig) -> str:
-    """Return the address of the prepared dialogues, known before they are prepared.
-
-    It covers the contents of the files in their order, the settings of each, and the settings that decide the split
-    and the shards. Names and places of files, ``max_quarantined`` (which only decides whether a run stops) and
-    ``max_length_tokens`` (which the encoders apply) are no part of it.
-
-    Returns
-    -------
-    str
-        SHA-256 in hex.
-    """
-    content = {
-        "version": PREPARATION_VERSION,
-        "files": [[item.digest, item.file.domain, item.file.format, item.file.limit] for item in files],
-        "held_out_share": config.held_out_share,
-        "held_out_limit": config.held_out_limit,
-        "shard_dialogues": config.shard_dialogues,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_kind(path: Path) -> FileKind:
@@ -165,7 +91,8 @@ def read_rows(path: Path) -> Iterator[DataRow]:
         raise DialogueError(f"Data file {path} holds no rows; give a file with dialogues or remove it from `files`.")
 
 
-def _open_binary(path: Path) -> IO[bytes]:
+def open_binary(path: Path) -> BinaryIO:
+    """Open a data file; a missing one is a DialogueError."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -174,9 +101,14 @@ def _open_binary(path: Path) -> IO[bytes]:
         ) from error
 
 
-def _open_text(path: Path) -> IO[bytes]:
-    content = _open_binary(path)
-    return gzip.GzipFile(fileobj=content) if path.name.lower().endswith(".gz") else content  # type: ignore[return-value]
+@contextmanager
+def _open_text(path: Path) -> Iterator[BinaryIO]:
+    with open_binary(path) as content:
+        if path.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=content) as inflated:
+                yield cast(BinaryIO, inflated)
+        else:
+            yield content
 
 
 def _read_lines(path: Path) -> Iterator[DataRow]:
@@ -188,28 +120,32 @@ def _read_lines(path: Path) -> Iterator[DataRow]:
             if not line:
                 return
             text = _decode(path, line, number)
+            if number == 1 and text.strip() in ("[", "[{"):
+                raise DialogueError(
+                    f"Data file {path} holds one JSON list, not one object a line; rename it to end "
+                    "in .json or .json.gz."
+                )
             if text.strip():
                 yield _parse_line(number, text)
 
 
 def _holds_lines(path: Path) -> bool:
-    """Tell whether the first two lines that are not blank are JSON objects each."""
+    """Tell whether the first line with text is a whole JSON object and is not the last, which no document has."""
     with _open_text(path) as content:
-        found = 0
-        while found < 2:
-            line = _guarded_read(path, content.readline)
-            if not line:
-                return False
+        found = False
+        while line := _guarded_read(path, content.readline):
             if not line.strip():
                 continue
+            if found:
+                return True
             if not line.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
                 return False
             try:
                 json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return False
-            found += 1
-    return True
+            found = True
+    return False
 
 
 def _read_document(path: Path) -> Iterator[DataRow]:
@@ -234,8 +170,6 @@ def _rows_of_document(path: Path, document: Any) -> list[Any]:
     if isinstance(document, list):
         return document
     if isinstance(document, dict):
-        from fusion_core.dialogues.formats import recognise_format
-
         try:
             recognise_format(document)
             return [document]
@@ -251,7 +185,7 @@ def _rows_of_document(path: Path, document: Any) -> list[Any]:
 
 def _read_parquet(path: Path) -> Iterator[DataRow]:
     number = 0
-    with _open_binary(path) as content:
+    with open_binary(path) as content:
         try:
             for batch in pq.ParquetFile(content).iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for row in batch.to_pylist():
@@ -259,7 +193,7 @@ def _read_parquet(path: Path) -> Iterator[DataRow]:
                     yield DataRow(number, row)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DialogueError(
-                f"Data file {path} cannot be read as Parquet after row {number} ({_first_line(error)}); write it "
+                f"Data file {path} cannot be read as Parquet after row {number} ({first_line(error)}); write it "
                 "again, or name it by the format it has."
             ) from error
 
@@ -270,7 +204,7 @@ def _parse_line(number: int, text: str) -> DataRow:
     except json.JSONDecodeError as error:
         reason = f"it is broken JSON at column {error.colno} ({error.msg})"
     except (ValueError, RecursionError) as error:
-        reason = f"it cannot be read as JSON ({_first_line(error)})"
+        reason = f"it cannot be read as JSON ({first_line(error)})"
     return DataRow(number, MalformedRowError("broken JSON", reason), text)
 
 
@@ -285,51 +219,21 @@ def _decode(path: Path, content: bytes, row: int | None) -> str:
         ) from error
 
 
-def _guarded_read(path: Path, read: Any) -> bytes:
+def _guarded_read(path: Path, read: Callable[[], bytes]) -> bytes:
     try:
         return read()
     except (OSError, EOFError) as error:
         raise DialogueError(
-            f"Data file {path} cannot be read to its end ({_first_line(error)}); it is cut short or not what its "
+            f"Data file {path} cannot be read to its end ({first_line(error)}); it is cut short or not what its "
             "ending says, so copy or compress it again."
         ) from error
     except Exception as error:  # zlib.error is no OSError
         raise DialogueError(
-            f"Data file {path} cannot be decompressed ({_first_line(error)}); compress it again."
+            f"Data file {path} cannot be decompressed ({first_line(error)}); compress it again."
         ) from error
 
 
-def _fetch(file: DialogueFile) -> tuple[tuple[Path, ...], str]:
-    from datasets import load_dataset_builder
-    from huggingface_hub import HfApi, hf_hub_download
-
-    name = str(file.hub)
-    try:
-        commit = str(HfApi().dataset_info(name, revision=file.revision).sha)
-        splits = load_dataset_builder(name, revision=commit).config.data_files or {}
-    except Exception as error:
-        raise DialogueError(
-            f"Hub dataset {name} cannot be fetched ({_first_line(error)}); check the name, the network and HF_TOKEN, "
-            "or give a local `path`."
-        ) from error
-    split = "train" if "train" in splits else next(iter(splits), None)
-    if split is None or ("train" not in splits and len(splits) > 1):
-        raise DialogueError(
-            f"Hub dataset {name} has the splits {', '.join(map(str, splits)) or 'none'}, expected 'train'; download "
-            "the files wanted and give each as a local `path`."
-        )
-    names = [str(address).split(f"@{commit}/", 1)[-1] for address in splits[split]]
-    for member in names:
-        file_kind(Path(member))
-    try:
-        paths = tuple(Path(hf_hub_download(name, member, repo_type="dataset", revision=commit)) for member in names)
-    except Exception as error:
-        raise DialogueError(
-            f"Hub dataset {name} cannot be downloaded ({_first_line(error)}); check the network and the free disk."
-        ) from error
-    return paths, commit
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
