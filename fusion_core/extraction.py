@@ -1,0 +1,289 @@
+"""Extraction: a model reads encoded dialogues and leaves its next-token distributions at the response positions.
+
+Legend: D dialogues, N response positions of all of them, n positions of one batch, T tokens of the longest dialogue of a
+batch, H hidden size, V vocabulary, K entries.
+
+The model's body runs over whole batches; only the hidden states at response positions meet the output embedding.
+Padding stands on the right, where a causal model cannot see it from any token that counts, so no mask is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_core.batching import pad_right, token_batches
+from fusion_core.config import ExtractionConfig
+from fusion_core.distributions import TopK
+from fusion_core.errors import ModelError
+from fusion_core.output_heads import OutputHead, find_output_head
+from fusion_core.progress import Advance, ignore_progress
+from fusion_core.top_k_logits import LogitTransform, top_k_distributions, top_k_of_logits
+
+__all__ = ["ExtractionStatistics", "LogitTransform", "extract_shard", "top_k_distributions"]
+
+logger = logging.getLogger(__name__)
+
+# Logits [T, V] held at once where a model's own are taken: 512 MiB of float32.
+OWN_LOGITS = 1 << 27
+
+
+class Encoded(Protocol):
+    """What extraction needs of an encoded dialogue."""
+
+    @property
+    def dialogue_id(self) -> str:
+        """Content hash."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """Token ids, int32 [T]."""
+
+    @property
+    def response_positions(self) -> np.ndarray:
+        """Indices whose next token is part of a response, int32 [N]."""
+
+
+@dataclass(frozen=True)
+class ExtractionStatistics:
+    """What one shard's extraction took.
+
+    Parameters
+    ----------
+    positions : int
+        Response positions read.
+    tokens : int
+        Tokens of the dialogues.
+    padding_share : float
+        Share of the tokens in forward passes that was padding.
+    batch_tokens : int
+        The token budget that held; below the recipe's where memory ran out.
+    seconds : float
+    """
+
+    positions: int
+    tokens: int
+    padding_share: float
+    batch_tokens: int
+    seconds: float
+
+    @property
+    def positions_per_second(self) -> float:
+        """Response positions per second."""
+        return self.positions / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class _Known:
+    """What was learned of a model and holds for its next shards: its head (None: not understood), and the budget."""
+
+    head: OutputHead | None
+    batch_tokens: int | None = None
+
+
+_known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
+
+
+def extract_shard(
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[Encoded | None],
+    config: ExtractionConfig,
+    *,
+    model_name: str,
+    device: torch.device,
+    progress: Advance = ignore_progress,
+) -> tuple[TopK, ExtractionStatistics]:
+    """Read the next-token distributions of a model at the response positions of some dialogues.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        In evaluation mode, on ``device``.
+    tokenizer : fast tokenizer
+        Ids beyond it, where the model's vocabulary is padded, are never stored.
+    encoded : sequence of EncodedDialogue or None
+        None: the encoder refused the dialogue; it has no positions.
+    config : ExtractionConfig
+    model_name : str
+        For messages.
+    device : torch.device
+    progress : Advance
+        Called with positions done and in all.
+
+    Returns
+    -------
+    TopK
+        Dialogues in the order given; does not depend on how they were batched, but for the rounding of sums.
+    ExtractionStatistics
+
+    Raises
+    ------
+    ModelError
+        If the model computes NaN or infinite logits, or one dialogue alone does not fit in memory.
+    """
+    run = _Extraction(model, len(tokenizer), encoded, config, model_name, device, progress)
+    return run.read_all(), run.statistics()
+
+
+class _Extraction:
+    """One shard's extraction: results are written where their dialogue stands, whatever batch it was read in."""
+
+    def __init__(
+        self,
+        model: Any,
+        vocabulary_size: int,
+        encoded: Sequence[Encoded | None],
+        config: ExtractionConfig,
+        model_name: str,
+        device: torch.device,
+        progress: Advance,
+    ) -> None:
+        self.model, self.vocabulary_size, self.encoded, self.config = model, vocabulary_size, encoded, config
+        self.model_name, self.device, self.progress = model_name, device, progress
+        counts = [0 if dialogue is None else len(dialogue.response_positions) for dialogue in encoded]
+        # What follows the last response position is never looked at, so it is not read.
+        self.lengths = [
+            int(dialogue.response_positions[-1]) + 1 if dialogue is not None and count else 0
+            for dialogue, count in zip(encoded, counts, strict=True)
+        ]
+        self.row_splits = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        positions, k = int(self.row_splits[-1]), config.top_k
+        self.token_ids = np.full((positions, k), -1, dtype=np.int32)
+        self.log_probs = np.full((positions, k), -np.inf, dtype=np.float32)
+        self.label_log_probs = np.empty(positions, dtype=np.float32)
+        self.done = self.tokens_read = 0
+        self.started = time.monotonic()
+        self.known = self._know()
+
+    def _know(self) -> _Known:
+        if self.model not in _known and any(self.lengths):
+            first = self._dialogue(self.lengths.index(max(self.lengths)))
+            head = find_output_head(self.model, torch.from_numpy(first.input_ids.astype(np.int64)).to(self.device))
+            if head is None:
+                logger.warning(
+                    "Model %r: its output head is not one that is understood; its own logits are taken, in small "
+                    "batches, which is slower.",
+                    self.model_name,
+                )
+            _known[self.model] = _Known(head)
+        return _known.get(self.model, _Known(None))
+
+    def _dialogue(self, index: int) -> Encoded:
+        dialogue = self.encoded[index]
+        assert dialogue is not None
+        return dialogue
+
+    def read_all(self) -> TopK:
+        budget = min(self.config.batch_tokens, self.known.batch_tokens or self.config.batch_tokens)
+        if self.known.head is None:
+            budget = min(budget, self._budget_of_own_logits())
+        waiting = token_batches(self.lengths, budget)
+        while waiting:
+            batch = waiting[0]
+            try:
+                self._read_batch(batch)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                budget = self._halve(budget, batch)
+                left = np.zeros(len(self.lengths), dtype=np.int64)
+                rest = np.concatenate(waiting)
+                left[rest] = np.asarray(self.lengths)[rest]
+                waiting = token_batches(left, budget)
+                continue
+            waiting.pop(0)
+            self.progress(self.done, int(self.row_splits[-1]))
+        self.known.batch_tokens = budget
+        return TopK(self.token_ids, self.log_probs, self.label_log_probs, self.row_splits)
+
+    def _budget_of_own_logits(self) -> int:
+        return max(1, OWN_LOGITS // int(self.model.config.get_text_config().vocab_size))
+
+    def _halve(self, budget: int, batch: np.ndarray) -> int:
+        longest = self.lengths[int(batch[0])]
+        if len(batch) == 1:
+            raise ModelError(
+                f"Model {self.model_name!r}: dialogue {self._dialogue(int(batch[0])).dialogue_id} of {longest} tokens "
+                f"alone does not fit in the memory of {self.device}; lower `max_length_tokens` of the recipe or take a "
+                "device with more memory."
+            ) from None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        budget = max(len(batch) * longest // 2, longest)
+        logger.warning(
+            "Model %r: out of memory, going on with %d tokens in a batch; set `batch_tokens` to it to avoid the attempt.",
+            self.model_name,
+            budget,
+        )
+        return budget
+
+    @torch.inference_mode()
+    def _read_batch(self, batch: np.ndarray) -> None:
+        dialogues = [self._dialogue(int(index)) for index in batch]
+        ids = [dialogue.input_ids[: self.lengths[int(index)]] for dialogue, index in zip(dialogues, batch, strict=True)]
+        input_ids = torch.from_numpy(pad_right(ids, fill=0)).to(self.device)
+        rows = np.repeat(np.arange(len(batch)), [len(dialogue.response_positions) for dialogue in dialogues])
+        columns = np.concatenate([dialogue.response_positions for dialogue in dialogues]).astype(np.int64)
+        labels = np.concatenate([d.input_ids[d.response_positions + 1] for d in dialogues]).astype(np.int64)
+        at = (torch.from_numpy(rows).to(self.device), torch.from_numpy(columns).to(self.device))
+        token_ids, log_probs, label_log_probs = self._distributions(input_ids, at, torch.from_numpy(labels))
+        places = np.concatenate([np.arange(self.row_splits[i], self.row_splits[i + 1]) for i in batch])
+        self.token_ids[places] = token_ids.cpu().numpy()
+        self.log_probs[places] = log_probs.cpu().numpy()
+        self.label_log_probs[places] = label_log_probs.cpu().numpy()
+        self._refuse_not_finite(places, rows, dialogues)
+        self.done += len(places)
+        self.tokens_read += input_ids.numel()
+
+    def _distributions(
+        self, input_ids: Tensor, at: tuple[Tensor, Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        head = self.known.head
+        if head is None:
+            logits = self.model(input_ids=input_ids, use_cache=False).logits[at]
+            return top_k_of_logits(
+                logits, labels.to(logits.device), self.config.top_k, vocabulary_size=self.vocabulary_size
+            )
+        hidden = head.body(input_ids=input_ids, use_cache=False).last_hidden_state[at]
+        return top_k_distributions(
+            hidden,
+            head.weight,
+            labels.to(hidden.device),
+            self.config.top_k,
+            bias=head.bias,
+            transform=head.transform,
+            vocabulary_size=self.vocabulary_size,
+        )
+
+    def _refuse_not_finite(self, places: np.ndarray, rows: np.ndarray, dialogues: list[Encoded]) -> None:
+        finite = np.isfinite(self.label_log_probs[places]) & np.isfinite(self.log_probs[places, 0])
+        if not finite.all():
+            dialogue = dialogues[int(rows[np.argmin(finite)])]
+            raise ModelError(
+                f"Model {self.model_name!r} computes NaN or infinite logits in dialogue {dialogue.dialogue_id}; try "
+                "`dtype: float32` or bfloat16 for this model, or check its weights."
+            )
+
+    def statistics(self) -> ExtractionStatistics:
+        tokens = int(sum(self.lengths))
+        return ExtractionStatistics(
+            positions=int(self.row_splits[-1]),
+            tokens=tokens,
+            padding_share=1.0 - tokens / self.tokens_read if self.tokens_read else 0.0,
+            batch_tokens=self.known.batch_tokens or self.config.batch_tokens,
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The processor's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
