@@ -1,0 +1,167 @@
+"""Safetensors checkpoints: where each tensor's bytes lie, without reading them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fusion_core.errors import MergeError
+
+# A header larger than this is no header; the safetensors library has the same bound.
+MAX_HEADER_BYTES = 100_000_000
+
+# How each mergeable type is held in memory; numpy has no bfloat16, so its bits stay 16-bit integers.
+FLOAT_STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SAFETENSORS_NAMES = {name: code for code, name in TORCH_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies.
+
+    Parameters
+    ----------
+    name : str
+    dtype : str
+        Safetensors type code, such as ``BF16``.
+    shape : tuple of int
+    path : Path
+        File that holds it.
+    offset : int
+        First byte within the file.
+    size_bytes : int
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    size_bytes: int
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the tensor is merged; other types are copied."""
+        return self.dtype in FLOAT_STORAGE
+
+    @cached_property
+    def count(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+
+@dataclass
+class Checkpoint:
+    """One checkpoint folder, its headers read and its files open for reading.
+
+    Parameters
+    ----------
+    folder : Path
+    tensors : dict
+        TensorEntry by name, in the order of the files' bytes.
+    """
+
+    folder: Path
+    tensors: dict[str, TensorEntry]
+    _descriptors: dict[Path, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read the headers of a folder's safetensors.
+
+        Raises
+        ------
+        MergeError
+            If the folder has none, a file of the index is missing, or a file is not whole safetensors.
+        """
+        tensors: dict[str, TensorEntry] = {}
+        for path in _weight_files(folder):
+            for entry in _read_header(path):
+                if entry.name in tensors:
+                    raise MergeError(
+                        f"{folder}: tensor {entry.name!r} is both in {tensors[entry.name].path.name} and in "
+                        f"{path.name}; remove the files that are left over from another save."
+                    )
+                tensors[entry.name] = entry
+        return cls(folder, tensors)
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill ``buffer`` with a tensor's bytes."""
+        entry = self.tensors[name]
+        descriptor = self._descriptors.get(entry.path)
+        if descriptor is None:
+            descriptor = self._descriptors[entry.path] = os.open(entry.path, os.O_RDONLY)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        done = 0
+        while done < entry.size_bytes:
+            read = os.preadv(descriptor, [buffer[done : entry.size_bytes]], entry.offset + done)
+            if read == 0:
+                raise MergeError(f"{entry.path} became shorter while it was read; nothing may write to it meanwhile.")
+            done += read
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def _weight_files(folder: Path) -> Sequence[Path]:
+    if not folder.is_dir():
+        raise MergeError(f"The checkpoint folder {folder} does not exist; correct its path.")
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise MergeError(f"{index} is no safetensors index; save the checkpoint again.") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise MergeError(f"{folder}: its index names {', '.join(missing)}, which is not there; fetch it again.")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise MergeError(f"{folder} has no *.safetensors; convert the weights, other formats are not read.")
+    return files
+
+
+def _read_header(path: Path) -> list[TensorEntry]:
+    broken = f"{path} is not a whole safetensors file"
+    with path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
+            raise MergeError(f"{broken}: its header is cut off; fetch or save it again.")
+        try:
+            header = json.loads(file.read(length))
+            entries = [
+                TensorEntry(
+                    name,
+                    record["dtype"],
+                    tuple(record["shape"]),
+                    path,
+                    8 + length + record["data_offsets"][0],
+                    record["data_offsets"][1] - record["data_offsets"][0],
+                )
+                for name, record in header.items()
+                if name != "__metadata__"
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise MergeError(f"{broken}: its header cannot be read; fetch or save it again.") from error
+    for entry in entries:
+        if entry.offset < 8 + length or entry.size_bytes < 0 or entry.offset + entry.size_bytes > file_bytes:
+            raise MergeError(f"{broken}: tensor {entry.name!r} lies beyond its end; fetch or save it again.")
+        if entry.is_float and entry.size_bytes != entry.count * np.dtype(FLOAT_STORAGE[entry.dtype]).itemsize:
+            raise MergeError(f"{broken}: tensor {entry.name!r} has not the bytes of its shape; save it again.")
+    return sorted(entries, key=lambda entry: entry.offset)

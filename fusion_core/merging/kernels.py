@@ -1,0 +1,124 @@
+"""Compiled loops over stored bf16 and float32 values: one pass over memory, no converted copy of a tensor.
+
+Shape legend: M models (the pivot, then the targets), T targets, N entries of a tensor.
+
+Everything compiled lives in this one file, because numba's cache on disk does not see changes in other files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# Entries converted at a time: the float32 copies of a chunk, one per model, stay in a core's own cache.
+CHUNK = 4096
+
+# Sums may be reordered into vector lanes; NaN and infinity keep their meaning, because the engine looks for them.
+REORDER = {"reassoc", "nsz", "contract"}
+
+
+@njit(nogil=True, cache=True)
+def _widen(stored_N, values_N):
+    if stored_N.itemsize == 2:
+        # bfloat16 is the upper half of a float32.
+        bits_N = values_N.view(np.uint32)
+        for n in range(values_N.size):
+            bits_N[n] = np.uint32(stored_N[n]) << np.uint32(16)
+    else:
+        for n in range(values_N.size):
+            values_N[n] = np.float32(stored_N[n])
+
+
+@njit(nogil=True, cache=True)
+def _narrow(values_N, stored_N):
+    if stored_N.itemsize == 2:
+        # Round to nearest, ties to even.
+        bits_N = values_N.view(np.uint32)
+        for n in range(values_N.size):
+            bits = bits_N[n]
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            stored_N[n] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    else:
+        for n in range(values_N.size):
+            stored_N[n] = values_N[n]
+
+
+@njit(nogil=True, cache=True, fastmath=REORDER)
+def _subtract(values_N, pivot_N):
+    absolute = np.float32(0)
+    for n in range(values_N.size):
+        delta = values_N[n] - pivot_N[n]
+        values_N[n] = delta
+        absolute += abs(delta)
+    return absolute
+
+
+@njit(nogil=True, cache=True, fastmath=REORDER)
+def _dot(left_N, right_N):
+    total = np.float32(0)
+    for n in range(left_N.size):
+        total += left_N[n] * right_N[n]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _count_changed(left_N, right_N):
+    changed = np.uint32(0)
+    for n in range(left_N.size):
+        changed += np.uint32(left_N[n] != right_N[n])
+    return changed
+
+
+@njit(nogil=True, cache=True, fastmath=REORDER)
+def _accumulate(sum_N, values_N, weight):
+    for n in range(sum_N.size):
+        sum_N[n] += weight * values_N[n]
+
+
+@njit(
+    [f"void({code}[:, ::1], i8, i8, b1, f4[:, ::1], f8[:, ::1], f8[::1], i8[::1])" for code in ("u2", "f4")],
+    nogil=True,
+    cache=True,
+)
+def add_statistics(stored_MN, start, stop, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T):
+    """Add the statistics of the entries ``start`` to ``stop`` to ``gram_MM``, ``absolute_T`` and ``changed_T``.
+
+    Row and column 0 of ``gram_MM`` are products with the pivot itself, filled only ``with_pivot``; the others are
+    products of deltas. ``scratch_MN`` has at least CHUNK columns.
+    """
+    models = stored_MN.shape[0]
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        pivot_N = scratch_MN[0][: last - first]
+        _widen(stored_MN[0][first:last], pivot_N)
+        if with_pivot:
+            gram_MM[0, 0] += _dot(pivot_N, pivot_N)
+        for m in range(1, models):
+            delta_N = scratch_MN[m][: last - first]
+            _widen(stored_MN[m][first:last], delta_N)
+            absolute_T[m - 1] += _subtract(delta_N, pivot_N)
+            changed_T[m - 1] += _count_changed(stored_MN[m][first:last], stored_MN[0][first:last])
+            for other in range(0 if with_pivot else 1, m + 1):
+                product = _dot(delta_N, scratch_MN[other][: last - first])
+                gram_MM[m, other] += product
+                if other != m:
+                    gram_MM[other, m] += product
+
+
+@njit(
+    [f"void({code}[:, ::1], i8, i8, f4[::1], f4[:, ::1], {code}[::1])" for code in ("u2", "f4")],
+    nogil=True,
+    cache=True,
+)
+def weighted_sum(stored_MN, start, stop, coefficients_M, scratch_MN, merged_N):
+    """Write the sum of coefficient times model over the entries ``start`` to ``stop`` into ``merged_N``."""
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        sum_N = scratch_MN[0][: last - first]
+        values_N = scratch_MN[1][: last - first]
+        sum_N[:] = 0
+        for m in range(stored_MN.shape[0]):
+            if coefficients_M[m] != 0:
+                _widen(stored_MN[m][first:last], values_N)
+                _accumulate(sum_N, values_N, coefficients_M[m])
+        _narrow(sum_N, merged_N[first - start : last - start])
