@@ -1,6 +1,6 @@
 """Held-out scoring: the nats of every response label of every dialogue under one model.
 
-Legend: B dialogues of a batch, T tokens, N response positions, C positions of one chunk, V vocabulary, H hidden size.
+Legend: B dialogues of a batch, T tokens, N response positions, V vocabulary, H hidden size.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fusion_core.batching import pad_right
 from fusion_core.dialogues import Dialogue
 from fusion_core.encoding import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, EvaluationError
 from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores
+from fusion_core.output_heads import OutputHead, find_output_head
 from fusion_core.progress import Advance, ignore_progress
+from fusion_core.top_k_logits import top_k_distributions, top_k_of_logits
 
-CHUNK_POSITIONS = 1024
 # Scores are artifacts: a label's nats are kept to this many decimals.
 NATS_DECIMALS = 6
 
@@ -69,13 +70,15 @@ def score_held_out(
         raise EvaluationError(
             f"Model {model_name!r} can read none of the {len(dialogues)} held-out dialogues: {reason}"
         )
+    # None where the architecture's head is not understood: then its own logits are taken, which needs more memory.
+    head = find_output_head(model, torch.from_numpy(encoded[0][1].input_ids.astype(np.int64)).to(device))
     nats: dict[int, np.ndarray] = {}
     # Longest first, so that memory runs out at once if at all, and padding stays small.
     waiting = sorted(range(len(encoded)), key=lambda index: -len(encoded[index][1].input_ids))
     while waiting:
         batch = _next_batch(waiting, encoded, batch_tokens)
         try:
-            scored = _score_batch(model, [encoded[index][1] for index in batch], device)
+            scored = _score_batch(model, head, [encoded[index][1] for index in batch], device)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise EvaluationError(
@@ -120,19 +123,26 @@ def _next_batch(waiting: list[int], encoded: list[tuple[Dialogue, EncodedDialogu
 
 
 @torch.inference_mode()
-def _score_batch(model: PreTrainedModel, batch: list[EncodedDialogue], device: torch.device) -> list[np.ndarray]:
+def _score_batch(
+    model: PreTrainedModel, head: OutputHead | None, batch: list[EncodedDialogue], device: torch.device
+) -> list[np.ndarray]:
     """Return float64 [N] nats of each dialogue's labels."""
-    longest = max(len(one.input_ids) for one in batch)
     # Padding stands on the right, where causal attention does not see it; its id does not matter.
-    input_ids_BT = torch.zeros((len(batch), longest), dtype=torch.long)
-    rows = []
-    for index, one in enumerate(batch):
-        input_ids_BT[index, : len(one.input_ids)] = torch.from_numpy(one.input_ids.astype(np.int64))
-        rows.append(index * longest + one.response_positions.astype(np.int64))
-    hidden_BTH = model.base_model(input_ids=input_ids_BT.to(device), use_cache=False).last_hidden_state
-    hidden_NH = hidden_BTH.flatten(0, 1)[torch.from_numpy(np.concatenate(rows)).to(device)]
+    input_ids_BT = torch.from_numpy(pad_right([one.input_ids for one in batch], fill=0)).to(device)
+    longest = input_ids_BT.shape[1]
+    rows = [index * longest + one.response_positions.astype(np.int64) for index, one in enumerate(batch)]
+    rows_N = torch.from_numpy(np.concatenate(rows)).to(device)
     labels_N = torch.from_numpy(np.concatenate([one.labels for one in batch]).astype(np.int64)).to(device)
-    nats_N = -_label_log_probs(model, hidden_NH, labels_N).double().cpu().numpy()
+    if head is None:
+        logits_NV = model(input_ids=input_ids_BT, use_cache=False).logits.flatten(0, 1)[rows_N]
+        _, _, log_probs_N = top_k_of_logits(logits_NV, labels_N, 1)
+    else:
+        hidden_NH = head.body(input_ids=input_ids_BT, use_cache=False).last_hidden_state.flatten(0, 1)[rows_N]
+        # Beside the label's log-probability this ranks one token, which costs next to nothing, and holds no [N, V].
+        _, _, log_probs_N = top_k_distributions(
+            hidden_NH, head.weight, labels_N, 1, bias=head.bias, transform=head.transform
+        )
+    nats_N = -log_probs_N.double().cpu().numpy()
     return np.split(nats_N, list(accumulate(len(one.response_positions) for one in batch))[:-1])
 
 
@@ -147,25 +157,3 @@ def _dialogue_score(dialogue: Dialogue, encoded: EncodedDialogue, nats_N: np.nda
         ends=tuple(int(end) for end in ends_N),
         nats=tuple(round(float(value), NATS_DECIMALS) for value in nats_N),
     )
-
-
-def _label_log_probs(model: PreTrainedModel, hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
-    """Return float32 [N] log p(label), holding [C, V] logits at a time."""
-    head = model.get_output_embeddings()
-    parts = []
-    for hidden_CH, labels_C in zip(hidden_NH.split(CHUNK_POSITIONS), labels_N.split(CHUNK_POSITIONS), strict=True):
-        logits_CV = _scaled(head(hidden_CH).float(), model.config)
-        chosen_C = logits_CV.gather(1, labels_C[:, None])[:, 0]
-        parts.append(chosen_C - logits_CV.logsumexp(1))
-    return torch.cat(parts)
-
-
-def _scaled(logits_CV: Tensor, config: PretrainedConfig) -> Tensor:
-    """Scale and cap logits as the architectures do that put something between output embedding and softmax."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits_CV = logits_CV * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits_CV = logits_CV / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits_CV = torch.tanh(logits_CV / cap) * cap
-    return logits_CV

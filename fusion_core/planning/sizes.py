@@ -85,7 +85,7 @@ def read_model_size(model: ModelConfig) -> tuple[ModelSize | None, str | None]:
         pass
     try:
         information = HfApi().model_info(str(model.hub), revision=model.revision, timeout=CONFIG_FETCH_SECONDS)
-        parameters = int(information.safetensors.total)
+        parameters = int(information.safetensors.total)  # type: ignore[union-attr]  # None is caught below
     except Exception as error:
         return None, (
             f"Model {model.name!r}: {model.hub} has an architecture that this version of transformers does not know, "

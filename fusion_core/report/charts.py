@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -24,7 +25,7 @@ SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 PAGE_COLOURS = {TEXT: "currentColor", GRID: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     # Names are plain text, whatever dollar signs they hold.
@@ -152,8 +153,8 @@ def weight_grid(merge: MergeSummary) -> tuple[list[int], list[str], np.ndarray]:
     layers = sorted({layer for _, layer in cells})
     matrices = list(dict.fromkeys(matrix for matrix, _ in cells))
     grid_TML = np.full((len(merge.targets), len(matrices), len(layers)), np.nan)
-    for (matrix, layer), weights in cells.items():
-        grid_TML[:, matrices.index(matrix), layers.index(layer)] = np.mean(weights, axis=0)
+    for (matrix, layer), several in cells.items():
+        grid_TML[:, matrices.index(matrix), layers.index(layer)] = np.mean(several, axis=0)
     return layers, matrices, grid_TML
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -38,11 +39,12 @@ def template(end_of_turn: str) -> str:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chat_tokenizer(shared_tokenizer):
     """Real tokenizers; those without a chat template get a plain one with their own end-of-turn token."""
     ends = {"gpt2": "<|endoftext|>", "yi": "<|im_end|>", "openchat_like": "<|end_of_turn|>"}
 
+    @cache
     def load(name):
         tokenizer = copy.deepcopy(shared_tokenizer(name))
         if name in ends:
