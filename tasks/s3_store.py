@@ -12,7 +12,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -77,19 +76,19 @@ class S3Store(Store):
             connect_timeout=connect_timeout_seconds,
             read_timeout=read_timeout_seconds,
             max_pool_connections=32,
-            s3={"addressing_style": addressing},
+            # Bodies are covered by their checksum, which is signed with the headers: hashing them once more for the
+            # signature, as botocore does without TLS, would only cost time.
+            s3={"addressing_style": addressing, "payload_signing_enabled": False},
         )
         self._endpoint_url = endpoint_url
         self._client = self._connect(self._config)
         # The transfer manager has no argument for a conditional completion of a multipart upload.
         self._conditional_keys: set[str] = set()
         self._client.meta.events.register("provide-client-params.s3.CompleteMultipartUpload", self._add_condition)
-        self._transfers = TransferConfig(
-            multipart_threshold=MULTIPART_THRESHOLD_BYTES,
-            multipart_chunksize=32 * MIB,
-            io_chunksize=MIB,
-            max_concurrency=8,
+        self._uploads = TransferConfig(
+            multipart_threshold=MULTIPART_THRESHOLD_BYTES, multipart_chunksize=32 * MIB, max_concurrency=8
         )
+        self._downloads = TransferConfig(multipart_threshold=8 * MIB, multipart_chunksize=8 * MIB, io_chunksize=MIB)
 
     def __repr__(self) -> str:
         return f"S3Store({self.url('')!r}, endpoint {self._endpoint!r})"
@@ -241,7 +240,7 @@ class S3Store(Store):
 
         def put() -> None:
             try:
-                with create_transfer_manager(self._client, self._transfers) as manager:
+                with create_transfer_manager(self._client, self._uploads) as manager:
                     manager.upload(str(path), self.bucket, name, arguments).result()
             except ClientError as error:
                 # The answer to a completion was lost and its repetition found no upload any more.
@@ -267,7 +266,7 @@ class S3Store(Store):
 
         def get() -> str:
             writer = _HashingWriter(file)
-            with create_transfer_manager(self._client, self._transfers) as manager:
+            with create_transfer_manager(self._client, self._downloads) as manager:
                 manager.download(self.bucket, name, writer).result()
             return writer.digest.hexdigest()
 
