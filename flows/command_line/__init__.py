@@ -1,0 +1,41 @@
+"""The command line ``fuseline``."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from flows.command_line.cache_commands import cache
+from flows.command_line.fusion_commands import add_source, plan, promote, report, run
+from flows.command_line.place_commands import doctor
+from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
+from fusion_core.errors import FusionError
+from tasks.environment import configure_libraries, home_folder
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+application = typer.Typer(
+    name="fuseline",
+    help="Fuse several chat LLMs of any architecture, size and tokenizer into one (FuseChat, arXiv 2402.16107).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (plan, run, add_source, prepare, extract, fuse, train, merge, evaluate, promote, report, doctor):
+    application.command()(command)
+application.add_typer(cache, name="cache")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on standard error and exit status 2."""
+    configure_libraries(home_folder())
+    try:
+        application()
+    except FusionError as error:
+        print(f"fuseline: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("fuseline: interrupted; run the same command again to go on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,85 @@
+"""Commands on a whole fusion: plan, run, add-source, promote, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command_line.output import print_result
+
+Recipe = Annotated[Path, typer.Argument(help="Recipe in YAML.", metavar="CONFIG", show_default=False)]
+
+
+def plan(
+    config: Recipe, json_output: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False
+) -> None:
+    """Say what a run will do: what is cached, and what the rest costs in FLOPs, bytes, memory and hours."""
+    from rich.console import Console
+
+    from fusion_core.planning import plan_table
+    from fusion_core.recipes import load_recipe
+    from tasks.plan import make_plan
+
+    made = make_plan(load_recipe(config))
+    if json_output:
+        print(made.model_dump_json(indent=1))
+    else:
+        Console().print(plan_table(made))
+
+
+def run(config: Recipe) -> None:
+    """Fuse: extract, align and fuse, train the targets, merge, evaluate, register; what is cached is not done again."""
+    from fusion_core.recipes import load_recipe
+    from tasks.resolve import resolve_fusion
+
+    recipe = load_recipe(config)
+    # A mistake in the recipe is said before Prefect and MLflow start, and before anything is written.
+    resolve_fusion(recipe)
+    from flows.fusechat import fusechat
+
+    print_result(fusechat(recipe))
+
+
+def add_source(
+    config: Recipe,
+    name: Annotated[str, typer.Argument(help="Name of the new source.", show_default=False)],
+    path: Annotated[Path | None, typer.Option(help="Its checkpoint folder.")] = None,
+    hub: Annotated[str | None, typer.Option(help="Its hub repository, instead of a folder.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the hub repository.")] = None,
+    only_write: Annotated[bool, typer.Option("--only-write", help="Change the recipe and run nothing.")] = False,
+) -> None:
+    """Add a source to a recipe and fuse again: only the new source's share of the work is done."""
+    from fusion_core.recipes import add_source_to_recipe
+    from tasks.resolve import resolve_fusion
+
+    folder = None if path is None else str(path.expanduser().absolute())
+    recipe = add_source_to_recipe(config, name, model=folder, hub=hub, revision=revision, check=resolve_fusion)
+    print(f"Source {name} is now in {config}.")
+    if only_write:
+        return
+    from flows.refusion import refusion
+
+    print_result(refusion(recipe))
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="Registered model's name.", show_default=False)],
+    version: Annotated[str | None, typer.Argument(help="Version; default: the candidate.")] = None,
+) -> None:
+    """Make a registered version the champion; the champion so far becomes 'previous'."""
+    from flows.promote import promote as promote_flow
+
+    decision = promote_flow(model, version)
+    before = f", before it version {decision.previous}" if decision.previous else ""
+    print(f"{model} version {decision.champion} is champion{before}.")
+
+
+def report(config: Recipe) -> None:
+    """Write the report of a recipe anew from what the store holds; computes nothing."""
+    from fusion_core.recipes import load_recipe
+    from tasks.stored_fusion import summarize_stored
+
+    files = summarize_stored(load_recipe(config))
+    print(f"report: {files.folder / 'report.html'}")

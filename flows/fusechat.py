@@ -1,0 +1,48 @@
+"""FuseChat as one flow: pairwise fusion into targets, then a merge (arXiv 2402.16107)."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from fusion_core.config import FusionConfig
+from tasks.addresses import CONTROL, FUSED
+from tasks.evaluate import evaluate
+from tasks.extract import extract
+from tasks.fuse import fuse
+from tasks.fusion_run import fusion_run
+from tasks.merge import merge
+from tasks.prepare import prepare
+from tasks.register import FusionResult, register
+from tasks.resolve import resolve_fusion
+from tasks.stage_task import log_errors_plainly
+from tasks.summarize import summarize
+from tasks.train import train, train_control
+
+
+# One worker: the stages share one device.
+@flow(name="fusechat", flow_run_name="{config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+def fusechat(config: FusionConfig) -> FusionResult:
+    """Fuse every source's knowledge into the pivot, merge the targets, score and register the fused model."""
+    log_errors_plainly()
+    fusion = resolve_fusion(config)
+    with fusion_run(fusion) as run:
+        dialogues = prepare(fusion, run)
+
+        models = (fusion.pivot, *fusion.sources)
+        distributions = {model.name: extract(fusion, model, dialogues.train, run) for model in models}
+        fused = {group: fuse(fusion, group, dialogues.train, distributions, run) for group in fusion.groups}
+        targets = {
+            fusion.target_name(group): train(fusion, fusion.target_name(group), group, fused[group], run)
+            for group in fusion.groups
+        }
+        controls = {CONTROL: train_control(fusion, fused, run)} if config.evaluation.plain_sft_control else {}
+        merged = merge(fusion, list(targets.values()), run)
+        checkpoints = {**targets, **controls, FUSED: merged}
+
+        scores = {model.name: evaluate(fusion, model, model.name, dialogues.held_out, run) for model in models}
+        for name, checkpoint in checkpoints.items():
+            scores[name] = evaluate(fusion, checkpoint, name, dialogues.held_out, run)
+
+        files = summarize(fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, run)
+        return register(fusion, merged, files, run)

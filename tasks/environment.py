@@ -1,0 +1,36 @@
+"""Defaults for the libraries' own environment variables; must run before prefect or mlflow is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Nothing is sent to the makers of the libraries, and nothing is looked up on their sites.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TOKENIZERS_PARALLELISM": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def home_folder() -> Path:
+    """Return the folder of everything that has no place of its own, as settings will find it too."""
+    return Path(os.environ.get("FUSELINE_HOME") or ".fuseline").expanduser().absolute()
+
+
+def configure_libraries(home: Path) -> None:
+    """Point Prefect at a home of its own below ``home`` and silence telemetry; what the user has set stays.
+
+    Without PREFECT_API_URL the flow starts Prefect's ephemeral server, whose database must not be the one of
+    another project on the same machine.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")

@@ -1,0 +1,95 @@
+"""Stage: the fused model as a version in MLflow's model registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
+
+from tasks.addresses import ResolvedFusion
+from tasks.publication import Artifact
+from tasks.summarize import CARD, RunFiles
+from tasks.tracking import Tracking, plain_errors
+from tasks.workplace import Workplace, open_workplace
+
+CANDIDATE = "candidate"
+LONGEST_DESCRIPTION = 4500
+
+
+class FusionResult(BaseModel):
+    """What a fusion leaves behind."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model_name: str
+    model_version: str
+    model_folder: Path
+    files: RunFiles
+    fusion_run: str | None
+
+
+def register_model(
+    fusion: ResolvedFusion, merged: Artifact, files: RunFiles, fusion_run: str | None = None
+) -> FusionResult:
+    """Register the fused model, once for each address, after its bytes are verified against the manifest."""
+    workplace = open_workplace()
+    config = fusion.config
+    tracking = workplace.tracking(config.registry.experiment)
+    name = config.registry.model_name or config.name
+    folder = workplace.folder(merged.address)
+    with plain_errors(workplace.settings):
+        version = _find_version(tracking, name, merged.address)
+        if version is None:
+            version = _create_version(workplace, tracking, name, merged, files, fusion_run)
+        tracking.client.set_registered_model_alias(name, CANDIDATE, version)
+    tracking.log(fusion_run, tags={"fuseline.registered": f"{name} version {version}"})
+    return FusionResult(model_name=name, model_version=version, model_folder=folder, files=files, fusion_run=fusion_run)
+
+
+register = task(
+    register_model,
+    name="register",
+    task_run_name="register the fused model",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+
+
+def _find_version(tracking: Tracking, name: str, address: str) -> str | None:
+    try:
+        tracking.client.get_registered_model(name)
+    except MlflowException:
+        tracking.client.create_registered_model(name, description="Fused by Fuseline.")
+    versions = tracking.client.search_model_versions(f"name='{name}' and tag.`fuseline.address`='{address}'")
+    return str(versions[0].version) if versions else None
+
+
+def _create_version(
+    workplace: Workplace, tracking: Tracking, name: str, merged: Artifact, files: RunFiles, fusion_run: str | None
+) -> str:
+    card = (files.folder / CARD).read_text(encoding="utf-8")
+    version = tracking.client.create_model_version(
+        name,
+        source=_source(workplace, tracking, name, merged),
+        run_id=fusion_run,
+        tags={"fuseline.address": merged.address, "fuseline.manifest": merged.digest},
+        description=card[:LONGEST_DESCRIPTION],
+    )
+    return str(version.version)
+
+
+def _source(workplace: Workplace, tracking: Tracking, name: str, merged: Artifact) -> str:
+    """Return where the version's weights lie: the object store itself, wherever MLflow can reach it.
+
+    A tracking server cannot read a folder of this machine, and refuses file:// sources, so it gets a copy.
+    """
+    url = workplace.store.url(merged.address)
+    if url.startswith("s3://") or not workplace.settings.tracking_uri.startswith("http"):
+        return url
+    logged = tracking.client.create_logged_model(tracking.experiment_id, name=name)
+    tracking.client.log_model_artifacts(logged.model_id, str(workplace.folder(merged.address)))
+    tracking.client.finalize_logged_model(logged.model_id, "READY")
+    return f"models:/{logged.model_id}"

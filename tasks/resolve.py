@@ -1,0 +1,38 @@
+"""Pins a recipe: models to their content or commit, data to their content."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusion_core.config import FusionConfig
+from fusion_core.dialogues import dataset_digest, resolve_file
+from fusion_core.errors import ConfigError
+from fusion_core.models import load_tokenizer, resolve_model
+from tasks.addresses import ResolvedFusion
+
+
+def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
+    """Find every model and data file of a recipe and pin it by content.
+
+    Raises
+    ------
+    FusionError
+        If a file is missing, a tokenizer has no chat template, or two models have the same weights; nothing is written.
+    """
+    files = tuple(resolve_file(file) for file in config.dialogues.files)
+    pivot = resolve_model(config.pivot)
+    sources = tuple(resolve_model(source) for source in config.sources)
+    seen = {pivot.digest: "the pivot"}
+    for source in sources:
+        if source.digest in seen:
+            raise ConfigError(
+                f"Source {source.name!r} has the same weights and tokenizer as {seen[source.digest]}; remove it."
+            )
+        seen[source.digest] = f"source {source.name!r}"
+    pivot_tokenizer = load_tokenizer(pivot)
+    pivot_template = str(pivot_tokenizer.chat_template)
+    if config.extraction.template == "pivot":
+        sources = tuple(replace(source, chat_template=pivot_template) for source in sources)
+    for source in sources:
+        load_tokenizer(source)
+    return ResolvedFusion(config, pivot, sources, files, dataset_digest(files, config.dialogues), pivot_template)

@@ -1,0 +1,78 @@
+"""Turns a stage function into a Prefect task whose state says whether its result was found in the store."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from fusion_core.errors import FusionError
+
+
+class Stored(Protocol):
+    """What a stage returns: small, and aware of whether it was computed now."""
+
+    @property
+    def reused(self) -> bool: ...
+
+    @property
+    def address(self) -> str: ...
+
+
+Result = TypeVar("Result", bound=Stored)
+Parameters = ParamSpec("Parameters")
+
+
+def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callable[Parameters, Result]:
+    """Make a stage function a task that a flow calls like a function; found results end in the state ``Cached``.
+
+    The object store's manifests decide what is cached, so Prefect's own cache is off: two truths would disagree as
+    soon as an object is deleted.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if result.reused:
+            return Completed(name="Cached", message=f"found whole at {result.address}", data=result)
+        return result
+
+    prefect_task = task(
+        run,
+        name=function.__name__,
+        task_run_name=run_name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        # Called directly, a task that names its own state would return that state instead of the result.
+        return prefect_task.submit(*args, **kwargs).result()
+
+    return call
+
+
+class PlainErrors(logging.Filter):
+    """Takes the traceback off log records of errors that are the user's to mend; their message says everything."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, FusionError):
+            record.exc_info = None
+            record.exc_text = None
+            record.msg, record.args = "%s", (str(error),)
+        return True
+
+
+def log_errors_plainly() -> None:
+    """Attach the filter to Prefect's flow and task loggers."""
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(existing, PlainErrors) for existing in logger.filters):
+            logger.addFilter(PlainErrors())

@@ -1,0 +1,172 @@
+"""Stage: what the run did, as data, as an HTML report and as the model card."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from fusion_core.model_card import model_card
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
+
+from fusion_core.config import FusionConfig
+from fusion_core.devices import default_device
+from fusion_core.evaluation.score_table import ScoreTable, compare
+from fusion_core.report.html import render_report
+from fusion_core.report.run_summary import RunSummary
+from tasks.addresses import FUSED, ResolvedFusion
+from tasks.evaluate import read_scores
+from tasks.prepare import PreparedDialogues
+from tasks.publication import Artifact
+from tasks.summary_rows import (
+    coverage_rows,
+    data_rows,
+    merge_summary,
+    metadata,
+    model_rows,
+    stage_rows,
+    training_curve,
+)
+from tasks.workplace import Workplace, open_workplace
+
+REPORT = "report.html"
+SUMMARY = "summary.json"
+CARD = "README.md"
+PACKAGES = ("fuseline", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "prefect", "mlflow")
+
+
+class RunFiles(BaseModel):
+    """Where a run's own files lie on the machine that made them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    overall: dict[str, float]
+    cached: int
+    computed: int
+
+    @property
+    def summary(self) -> RunSummary:
+        """The summary, read back."""
+        return RunSummary.model_validate_json((self.folder / SUMMARY).read_text(encoding="utf-8"))
+
+
+def write_summary(
+    fusion: ResolvedFusion,
+    dialogues: PreparedDialogues,
+    distributions: Mapping[str, Artifact],
+    fused: list[Artifact],
+    checkpoints: Mapping[str, Artifact],
+    scores: Mapping[str, Artifact],
+    fusion_run: str | None = None,
+    seconds: float | None = None,
+) -> RunFiles:
+    """Gather what all stages published, and write summary, report and model card of the run."""
+    workplace = open_workplace()
+    config = fusion.config
+    table = compare(
+        {name: read_scores(workplace, artifact, name) for name, artifact in scores.items()},
+        config.pivot.name,
+        resamples=config.evaluation.bootstrap_resamples,
+        seed=config.evaluation.bootstrap_seed,
+    )
+    stages = stage_rows(dialogues, distributions, fused, checkpoints, scores)
+    summary = RunSummary(
+        name=config.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds if seconds is not None else _seconds_since_start(workplace, config, fusion_run),
+        recipe=config.model_dump(mode="json", exclude_none=True),
+        command=f"fuseline run {config.name}.yaml",
+        device=_device_name(),
+        peak_memory_bytes=_peak_memory_bytes(),
+        models=model_rows(fusion, checkpoints),
+        data=data_rows(fusion, dialogues),
+        quarantined_dialogues=metadata(dialogues.train)["quarantined"],
+        scores=table,
+        stages=stages,
+        coverage=tuple(row for pair in fused for row in coverage_rows(pair)),
+        curves=tuple(training_curve(name, made) for name, made in checkpoints.items() if "training" in made.metadata),
+        merge=merge_summary(checkpoints[FUSED]),
+        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    )
+    return _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
+
+
+summarize = task(write_summary, name="summarize", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
+
+
+def _write(
+    workplace: Workplace, fusion: ResolvedFusion, summary: RunSummary, merged: Artifact, fusion_run: str | None
+) -> RunFiles:
+    folder = workplace.settings.home / "runs" / f"{fusion.config.name}-{fusion_run or merged.digest[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    card = model_card(summary)
+    (folder / SUMMARY).write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    (folder / REPORT).write_text(render_report(summary), encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+    # The card tells the scores, which are known only after the checkpoint is whole, so it lies beside what the
+    # manifest lists and is written anew by every run.
+    workplace.store.write(f"{merged.address}/{CARD}", card.encode())
+    tracking = workplace.tracking(fusion.config.registry.experiment)
+    for name in (SUMMARY, REPORT, CARD):
+        if fusion_run is not None:
+            tracking.log_file(fusion_run, folder / name)
+    assert summary.scores is not None
+    tracking.log(fusion_run, metrics=score_metrics(summary.scores) | {"seconds": summary.seconds})
+    statuses = [row.status for row in summary.stages]
+    return RunFiles(
+        folder=folder,
+        overall={row.model: row.overall.nats_per_byte for row in summary.scores.rows},
+        cached=statuses.count("cached"),
+        computed=statuses.count("computed"),
+    )
+
+
+def score_metrics(table: ScoreTable) -> dict[str, float]:
+    """Flatten the score table to metrics such as ``nats_per_byte.fused.mathematics``."""
+    metrics: dict[str, float] = {}
+    for row in table.rows:
+        metrics[f"nats_per_byte.{row.model}"] = row.overall.nats_per_byte
+        metrics |= {f"nats_per_byte.{row.model}.{domain}": s.nats_per_byte for domain, s in row.domains.items()}
+    return metrics
+
+
+def _seconds_since_start(workplace: Workplace, config: FusionConfig, fusion_run: str | None) -> float:
+    if fusion_run is None:
+        return 0.0
+    tracking = workplace.tracking(config.registry.experiment)
+    return round(time.time() - tracking.client.get_run(fusion_run).info.start_time / 1000, 1)
+
+
+def _device_name() -> str:
+    device = default_device()
+    if device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.machine()} processor, {_cores()} cores"
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _peak_memory_bytes() -> int:
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except Exception:
+        return "not installed"

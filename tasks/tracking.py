@@ -1,0 +1,164 @@
+"""MLflow: one parent run per fusion, one child run per computed stage, and the registry."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from fusion_core.errors import FusionError, TrackingError
+from tasks.settings import Settings
+
+METRICS_IN_ONE_CALL = 900
+PARAMETERS_IN_ONE_CALL = 90
+LONGEST_VALUE = 6000
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """A connection to one MLflow experiment."""
+
+    settings: Settings
+    experiment: str
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client; with an embedded SQLite database its first use creates the tables."""
+        return MlflowClient(tracking_uri=self.settings.tracking_uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """Id of the experiment, made on first use with artifacts beside the embedded database."""
+        with plain_errors(self.settings):
+            found = self.client.get_experiment_by_name(self.experiment)
+            if found is not None:
+                return str(found.experiment_id)
+            # A server decides for itself where artifacts lie; the embedded database would take the working directory.
+            embedded = not self.settings.mlflow_tracking_uri
+            location = self.settings.tracking_artifacts.as_uri() if embedded else None
+            try:
+                return str(self.client.create_experiment(self.experiment, artifact_location=location))
+            except MlflowException:
+                # Another process made it between the look and the making.
+                found = self.client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+                return str(found.experiment_id)
+
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Open a run and return its id."""
+        all_tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {}), "mlflow.source.type": "LOCAL"}
+        with plain_errors(self.settings):
+            return str(self.client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id)
+
+    def end_run(self, run_id: str, status: str) -> None:
+        """Close a run as FINISHED, FAILED or KILLED."""
+        with plain_errors(self.settings):
+            self.client.set_terminated(run_id, status=status)
+
+    @contextmanager
+    def stage_run(self, fusion_run: str | None, name: str, stage: str, address: str) -> Iterator[str | None]:
+        """Open a child run around a stage; it ends FAILED when the stage raises. Without a parent nothing is logged."""
+        if fusion_run is None:
+            yield None
+            return
+        run_id = self.start_run(name, {"fuseline.stage": stage, "fuseline.address": address}, fusion_run)
+        try:
+            yield run_id
+        except BaseException:
+            self.end_run(run_id, "FAILED")
+            raise
+        self.end_run(run_id, "FINISHED")
+
+    def log(
+        self,
+        run_id: str | None,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log parameters, metrics and tags of a run in few calls."""
+        if run_id is None:
+            return
+        now = int(time.time() * 1000)
+        points = [(key, value, now, 0) for key, value in (metrics or {}).items()]
+        self.log_points(run_id, points)
+        entries = [Param(clean(key), str(value)[:LONGEST_VALUE]) for key, value in (parameters or {}).items()]
+        with plain_errors(self.settings):
+            for start in range(0, len(entries), PARAMETERS_IN_ONE_CALL):
+                self.client.log_batch(run_id, params=entries[start : start + PARAMETERS_IN_ONE_CALL])
+            if tags:
+                self.client.log_batch(run_id, tags=[RunTag(key, value[:LONGEST_VALUE]) for key, value in tags.items()])
+
+    def log_points(self, run_id: str | None, points: list[tuple[str, float, int, int]]) -> None:
+        """Log (key, value, unix milliseconds, step) points; what is not finite is left out."""
+        if run_id is None:
+            return
+        metrics = [Metric(clean(key), value, at, step) for key, value, at, step in points if math.isfinite(value)]
+        with plain_errors(self.settings):
+            for start in range(0, len(metrics), METRICS_IN_ONE_CALL):
+                self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_ONE_CALL])
+
+    def log_text(self, run_id: str | None, text: str, name: str) -> None:
+        """Store a text as an artifact of a run."""
+        if run_id is not None:
+            with plain_errors(self.settings):
+                self.client.log_text(run_id, text, name)
+
+    def log_file(self, run_id: str | None, path: Path) -> None:
+        """Store a file as an artifact of a run."""
+        if run_id is not None:
+            with plain_errors(self.settings):
+                self.client.log_artifact(run_id, str(path))
+
+
+@contextmanager
+def plain_errors(settings: Settings) -> Iterator[None]:
+    """Turn MLflow's errors into one sentence with the address that was tried."""
+    try:
+        yield
+    except FusionError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (MlflowException, OSError)):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrackingError(
+            f"MLflow at {_without_credentials(settings.tracking_uri)} refused or did not answer ({first}); check "
+            "MLFLOW_TRACKING_URI and that the server runs."
+        ) from error
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
+
+
+def clean(key: str) -> str:
+    """Replace what MLflow does not allow in the name of a metric or parameter."""
+    return "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in key)
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested mapping to dotted keys, as MLflow's parameters want it."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
+            for index, item in enumerate(value):
+                flat |= flatten(item, f"{prefix}{key}.{index}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

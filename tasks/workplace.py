@@ -1,0 +1,102 @@
+"""Where stages work: settings, object store, local cache, and a locked folder for each address under way."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.local_cache import LocalCache, open_cache
+from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
+from tasks.settings import Settings
+from tasks.store import Store, open_store
+from tasks.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Everything of the place, and nothing of the experiment, that a stage needs."""
+
+    settings: Settings
+    store: Store
+    cache: LocalCache
+
+    def tracking(self, experiment: str) -> Tracking:
+        """Connect to an MLflow experiment."""
+        return Tracking(self.settings, experiment)
+
+    def folder(self, address: str) -> Path:
+        """Return a local, verified folder with every object of an artifact."""
+        return fetch_folder(self.store, self.cache, address)
+
+
+def open_workplace() -> Workplace:
+    """Open store and cache as the environment says."""
+    settings = Settings()
+    return Workplace(settings, open_store(settings), open_cache(settings))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one fusion: what it is called, where its result goes, and who is told."""
+
+    kind: str
+    subject: str
+    address: str
+    inputs: tuple[str, ...] = ()
+    fusion_run: str | None = None
+    experiment: str = "fuseline"
+
+
+# Computes a stage: gets the open publication, a folder to work in and the MLflow run, returns the manifest's metadata.
+Compute = Callable[[Publication, Path, str | None], dict[str, Any]]
+
+
+def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifact:
+    """Return a stage's artifact, computing it only if the store does not hold it whole.
+
+    A process that finds the address locked by another one on this machine waits, then takes what that one published.
+    The work folder survives a failure, so that the next try resumes from it, and is removed on success.
+    """
+    found = find_artifact(workplace.store, stage.address)
+    if found is not None:
+        return found
+    tracking = workplace.tracking(stage.experiment)
+    with _locked_folder(workplace.settings.home / "work", stage.address) as folder:
+        found = find_artifact(workplace.store, stage.address)
+        if found is None:
+            with tracking.stage_run(
+                stage.fusion_run, f"{stage.kind} {stage.subject}", stage.kind, stage.address
+            ) as run:
+                publication = Publication(workplace.store, stage.address, folder / "upload")
+                started = time.monotonic()
+                metadata = compute(publication, folder, run)
+                found = publication.finish(
+                    stage=stage.kind,
+                    metadata={
+                        **metadata,
+                        "subject": stage.subject,
+                        "inputs": list(stage.inputs),
+                        "seconds": round(time.monotonic() - started, 3),
+                        "mlflow_run": run,
+                    },
+                )
+                tracking.log(run, metrics={"bytes": found.bytes, "objects": found.objects})
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+@contextmanager
+def _locked_folder(root: Path, address: str) -> Iterator[Path]:
+    name = address.replace("/", "--")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        yield folder

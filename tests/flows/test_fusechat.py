@@ -1,0 +1,121 @@
+"""The whole flow on real small models: what it leaves behind, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tasks.cache_collection import verify
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from flows.fusechat import fusechat
+from fusion_core.recipes import load_recipe
+from tasks.register import FusionResult
+from tasks.tracking import Tracking
+from tasks.workplace import open_workplace
+
+MODELS = ["stories", "bytes-400", "bytes-700", "target-bytes-400", "target-bytes-700", "plain-sft", "fused"]
+
+
+@pytest.fixture(scope="module")
+def first_run(place: Path, prefect_server: None, recipe_file: Path) -> FusionResult:
+    return fusechat(load_recipe(recipe_file))
+
+
+def test_every_model_is_scored_on_every_domain(first_run: FusionResult) -> None:
+    table = first_run.files.summary.scores
+    assert [row.model for row in table.rows] == MODELS
+    assert sorted(table.domains) == ["code", "dialogue", "mathematics"]
+    for row in table.rows:
+        assert 0.1 < row.overall.nats_per_byte < 10, row.model
+    # One epoch on the style of the data helps a model that has only read little stories.
+    assert table.row("fused").overall.nats_per_byte < table.row("stories").overall.nats_per_byte
+    assert table.row("plain-sft").overall.nats_per_byte < table.row("stories").overall.nats_per_byte
+
+
+def test_everything_published_is_whole(first_run: FusionResult) -> None:
+    found = list(verify(open_workplace().store))
+    assert len(found) >= 2 + 3 + 2 + 3 + 1 + 7
+    assert all(item.whole for item in found)
+
+
+def test_merged_checkpoint_loads_in_plain_transformers_and_speaks(first_run: FusionResult) -> None:
+    folder = first_run.model_folder
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("Once upon a time", return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]
+    assert len(ids) > prompt["input_ids"].shape[1]
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith("Once upon a time")
+    assert (folder / "generation_config.json").exists()
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for word in ("bytes-400", "bytes-700", "varm", "nats"):
+        assert word in card
+
+
+def test_merge_weights_sum_to_one_for_every_tensor(first_run: FusionResult) -> None:
+    merge = first_run.files.summary.merge
+    weights = torch.tensor(list(merge.weights.values()), dtype=torch.float64)
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(weights), dtype=torch.float64), atol=1e-6, rtol=0)
+    assert (weights > 0.02).all()
+
+
+def test_mlflow_holds_runs_metrics_and_the_registered_version(first_run: FusionResult) -> None:
+    client = Tracking(open_workplace().settings, "fuseline").client
+    parent = client.get_run(first_run.fusion_run)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["training.lm_weight"] == "0.5"
+    summary = first_run.files.summary
+    assert parent.data.metrics["nats_per_byte.fused"] == pytest.approx(
+        summary.scores.row("fused").overall.nats_per_byte
+    )
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first_run.fusion_run}'")
+    kinds = {child.data.tags["fuseline.stage"] for child in children}
+    assert kinds == {"prepare", "extract", "fuse", "train", "merge", "evaluate"}
+    assert all(child.info.status == "FINISHED" for child in children)
+    version = client.get_model_version(first_run.model_name, first_run.model_version)
+    assert version.source == open_workplace().store.url(version.tags["fuseline.address"])
+    assert {artifact.path for artifact in client.list_artifacts(first_run.fusion_run)} >= {"report.html", "recipe.yaml"}
+
+
+def test_report_opens_without_a_network(first_run: FusionResult) -> None:
+    html = (first_run.files.folder / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in html
+    assert "target-bytes-400" in html
+    for reference in ('src="http', "@import", "<script src", '<link rel="stylesheet"'):
+        assert reference not in html
+
+
+def test_a_second_run_computes_nothing(first_run: FusionResult, recipe_file: Path) -> None:
+    second = fusechat(load_recipe(recipe_file))
+    assert second.files.computed == 0
+    assert second.model_version == first_run.model_version
+    assert second.files.overall == first_run.files.overall
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        ({"training": {"lm_weight": 0.8}}, {"train", "merge", "evaluate"}),
+        ({"merge": {"method": "linear"}}, {"merge", "evaluate"}),
+    ],
+)
+def test_a_change_computes_only_what_depends_on_it(
+    first_run: FusionResult, recipe_file: Path, change: dict, computed: set[str]
+) -> None:
+    recipe = load_recipe(recipe_file)
+    values = recipe.model_dump(exclude_unset=True)
+    for section, settings in change.items():
+        values[section] = {**values.get(section, {}), **settings}
+    result = fusechat(type(recipe).model_validate(values))
+    rows = result.files.summary.stages
+    assert {row.stage for row in rows if row.status == "computed"} == computed
+    # The control has lambda = 1 whatever the recipe's lambda is.
+    assert next(row for row in rows if row.subject == "plain-sft" and row.stage == "train").status == "cached"
+
+
+def test_summary_json_names_no_secret_and_no_traceback(first_run: FusionResult) -> None:
+    summary = json.loads((first_run.files.folder / "summary.json").read_text(encoding="utf-8"))
+    assert {model["role"] for model in summary["models"]} == {"pivot", "source", "target", "control", "fused"}
