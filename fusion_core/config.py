@@ -138,13 +138,18 @@ class AlignmentConfig(Section):
     )
     condition_inside_tokens: bool = Field(
         True,
-        description="Where the pivot has a boundary inside a source token, condition the source on the bytes read.",
+        description="positions: bytes. Where the pivot has a boundary inside a source token, condition the source on the "
+        "bytes read; otherwise such positions fall back as `fusion.unaligned` says.",
     )
     gold_consistent: bool = Field(
-        True, description="Give the pivot's gold token exactly what the source gives to its bytes, by the chain rule."
+        True,
+        description="positions: bytes. Give the pivot's gold token exactly what the source gives to its bytes, by the "
+        "chain rule.",
     )
     duplicates: Literal["sum", "first"] = Field(
-        "sum", description="Entries that land on one pivot token: add their mass, or keep the first (the paper)."
+        "sum",
+        description="Entries that land on one pivot token: add their mass, or keep the first and normalise again (the "
+        "paper; with positions: bytes it needs gold_consistent: false).",
     )
 
     @model_validator(mode="after")
@@ -153,6 +158,11 @@ class AlignmentConfig(Section):
             for name in ("condition_inside_tokens", "gold_consistent"):
                 if name in self.model_fields_set and getattr(self, name):
                     raise ValueError(f"`{name}` needs `positions: bytes`; with dtw set it to false or remove it")
+        elif self.duplicates == "first" and self.gold_consistent:
+            raise ValueError(
+                "`duplicates: first` drops mass that `gold_consistent` adds up; set `gold_consistent: false` or "
+                "`duplicates: sum`"
+            )
         return self
 
 
@@ -176,6 +186,12 @@ class FusionFunctionConfig(Section):
     unaligned: Literal["label", "pivot"] = Field(
         "label", description="Where no source entry fits: train on the label alone, or on the pivot's own distribution."
     )
+
+    @model_validator(mode="after")
+    def _mince_only_setting(self) -> FusionFunctionConfig:
+        if self.function == "avgce" and "where_pivot_wins" in self.model_fields_set:
+            raise ValueError("`where_pivot_wins` matters only with `function: mince`; remove it")
+        return self
 
 
 class TrainingConfig(Section):

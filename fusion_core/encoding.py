@@ -90,6 +90,11 @@ class Encoder:
         self._model_name = model_name
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that encodes."""
+        return self._tokenizer
+
+    @property
     def end_of_turn_id(self) -> int | None:
         """The special token that ends a response, or None where the template ends turns with ordinary text."""
         probe = Dialogue("", "", (Turn("user", "question"), Turn("assistant", "answer")))

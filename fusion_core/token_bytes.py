@@ -35,12 +35,15 @@ class TokenBytes:
         tokens have the UTF-8 bytes of their text; ids that no token uses have none.
     is_special : bool [V]
         Control tokens, which never come from ordinary text.
+    is_byte_fallback : bool [V]
+        Tokens such as ``<0x0A>`` that spell one byte where no other token fits.
     digest : str
         SHA-256 of the above: two tokenizers with one digest give every id the same meaning.
     """
 
     values: list[bytes]
     is_special: np.ndarray
+    is_byte_fallback: np.ndarray
     digest: str
 
     def __len__(self) -> int:
@@ -151,26 +154,34 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
             f"{type(tokenizer).__name__} is not a fast tokenizer; convert it so that a tokenizer.json describes it."
         )
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    to_bytes = _token_decoder(description)
+    has_byte_tokens = _has_byte_tokens(description)
+    to_bytes = _token_decoder(description, has_byte_tokens)
     vocabulary = tokenizer.get_vocab()
     size = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
     values = [b""] * size
-    is_special = np.zeros(size, bool)
+    is_special, is_byte_fallback = np.zeros(size, bool), np.zeros(size, bool)
     for token, index in vocabulary.items():
         values[index] = to_bytes(token)
+        is_byte_fallback[index] = has_byte_tokens and BYTE_TOKEN.match(token) is not None
     for index, added in tokenizer.added_tokens_decoder.items():
         # Added tokens are matched on the text itself, before the model and its alphabet.
         values[index] = added.content.encode()
         is_special[index] = added.special
+        is_byte_fallback[index] = False
     for index in tokenizer.all_special_ids:
         is_special[index] = True
     digest = hashlib.sha256(is_special.tobytes())
     for value in values:
         digest.update(len(value).to_bytes(4, "little") + value)
-    return TokenBytes(values, is_special, digest.hexdigest())
+    return TokenBytes(values, is_special, is_byte_fallback, digest.hexdigest())
 
 
-def _token_decoder(description: dict[str, Any]) -> Callable[[str], bytes]:
+def _has_byte_tokens(description: dict[str, Any]) -> bool:
+    steps = _flatten(description["decoder"], "decoders")
+    return bool(description["model"].get("byte_fallback")) or any(step["type"] == "ByteFallback" for step in steps)
+
+
+def _token_decoder(description: dict[str, Any], has_byte_tokens: bool) -> Callable[[str], bytes]:
     """Compose the steps of the decoder that act on single tokens."""
     steps = _flatten(description["decoder"], "decoders")
     kinds = {step["type"] for step in steps}
@@ -189,7 +200,6 @@ def _token_decoder(description: dict[str, Any]) -> Callable[[str], bytes]:
         if step["type"] in TEXT_STEPS or step["type"] == "ByteFallback":
             continue
         text_steps.append(_text_step(step))
-    has_byte_tokens = "ByteFallback" in kinds or bool(description["model"].get("byte_fallback"))
 
     def to_bytes(token: str) -> bytes:
         match = BYTE_TOKEN.match(token) if has_byte_tokens else None

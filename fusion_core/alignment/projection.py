@@ -1,0 +1,297 @@
+"""A source's distributions as distributions over pivot tokens at pivot positions.
+
+Legend: N pivot positions, M source rows, K entries, V_source vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fusion_core.alignment.compiled import compiled
+from fusion_core.alignment.positions import BytePositions
+from fusion_core.alignment.projection_kernel import (
+    BOUNDARY,
+    CONDITIONED,
+    NO_ENTRY,
+    NOT_COVERED,
+    TINY,
+    Gold,
+    Rows,
+    Scratch,
+    Strings,
+    View,
+    add_mass,
+    begins_with,
+    clear,
+    last_row,
+    read_first_row,
+    read_next_rows,
+    read_plainly,
+    write_row,
+)
+from fusion_core.alignment.shared_text import SharedText, Spans
+from fusion_core.alignment.trie import ROOT, build_trie, walk
+from fusion_core.distributions import TopK
+from fusion_core.errors import AlignmentError
+from fusion_core.token_bytes import TokenBytes
+
+__all__ = ["BOUNDARY", "CONDITIONED", "NOT_COVERED", "NO_ENTRY", "Projection", "project", "project_with_coverage"]
+
+Duplicates = Literal["sum", "first"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projected source, and how each position came about.
+
+    Parameters
+    ----------
+    top_k : TopK
+        Rows without a source distribution have token ids of -1; there ``label_log_probs`` is -inf where the source
+        has not read the text.
+    kinds : uint8 [N]
+        BOUNDARY (the source has a boundary there too), CONDITIONED (inside a source token), NO_ENTRY (none of the
+        stored entries fits) or NOT_COVERED (the source was cut before, or its tokens match no single pivot token).
+    stored, kept : float64 [N]
+        Mass of the source's entries that speak at the position, and the part of it that the row holds.
+    source_rows : int64 [N]
+        Source row behind each position, or -1.
+    """
+
+    top_k: TopK
+    kinds: np.ndarray
+    stored: np.ndarray
+    kept: np.ndarray
+    source_rows: np.ndarray
+
+
+def project(
+    source: TopK,
+    positions: BytePositions | Sequence[Sequence[int]],
+    vocabulary: np.ndarray,
+    *,
+    text: SharedText | None = None,
+    condition_inside_tokens: bool = True,
+    gold_consistent: bool = True,
+    duplicates: Duplicates = "sum",
+) -> TopK:
+    """Turn a source's distributions into distributions over pivot tokens at pivot positions.
+
+    Parameters
+    ----------
+    source : TopK [M, K]
+    positions : BytePositions [N], or for each pivot token the source tokens matched to it
+        From :func:`align_by_bytes` or :func:`align_by_dtw`. Matched tokens count only one to one.
+    vocabulary : int32 [V_source]
+        From :func:`map_vocabulary`; source ids beyond it (a padded embedding) have no pivot token.
+    text : SharedText, optional
+        The gold text and where both models' tokens stand in it. Without it only shared boundaries are projected,
+        through the vocabulary alone, and each position keeps the source's own ``label_log_probs``.
+    condition_inside_tokens : bool
+        With ``text``: condition the source on the bytes already read where the pivot's boundary falls inside one of
+        its tokens; otherwise such positions stay empty.
+    gold_consistent : bool
+        With ``text``: the pivot's gold token gets what the source gives to its bytes. The projected
+        ``label_log_probs`` is that mass in either case.
+    duplicates : {"sum", "first"}
+        Entries that land on one pivot token: sum adds their mass. first keeps the first and normalises the row
+        again, as the paper's code does.
+
+    Returns
+    -------
+    TopK [N, K]
+        Rows hold the source's mass, at most 1: nothing is normalised again but conditional rows, whose mass is
+        relative to the entries that fit.
+
+    Raises
+    ------
+    AlignmentError
+        If positions or vocabulary belong to other arrays.
+
+    Notes
+    -----
+    Section 3.2 of FuseLLM, arXiv 2401.10491, with byte-level conditioning (compare arXiv 2410.09303) and the chain rule
+    over the known text in place of its one-hot fallbacks.
+    """
+    return project_with_coverage(
+        source,
+        positions,
+        vocabulary,
+        text=text,
+        condition_inside_tokens=condition_inside_tokens,
+        gold_consistent=gold_consistent,
+        duplicates=duplicates,
+    ).top_k
+
+
+def project_with_coverage(
+    source: TopK,
+    positions: BytePositions | Sequence[Sequence[int]],
+    vocabulary: np.ndarray,
+    *,
+    text: SharedText | None = None,
+    condition_inside_tokens: bool = True,
+    gold_consistent: bool = True,
+    duplicates: Duplicates = "sum",
+) -> Projection:
+    """Do what :func:`project` does, and say how each position came about; same parameters and errors."""
+    if isinstance(positions, BytePositions):
+        rows, row_splits = positions.source_rows, positions.row_splits
+    else:
+        rows = np.array([match[0] if len(match) == 1 else -1 for match in positions], np.int64)
+        row_splits = np.array([0, len(rows)], np.int64)
+    if len(rows) and int(rows.max()) >= source.positions:
+        raise AlignmentError(
+            f"Positions point at source row {int(rows.max())}, but the source has {source.positions}; align the same "
+            "dialogues that were extracted."
+        )
+    vocabulary = np.ascontiguousarray(vocabulary, np.int32)
+    out_ids = np.full((len(rows), source.top_k), -1, np.int32)
+    out_log_probs = np.full(out_ids.shape, -np.inf, np.float32)
+    out_labels = np.full(len(rows), -np.inf, np.float32)
+    distributions = Rows(
+        np.ascontiguousarray(source.token_ids, np.int32),
+        np.ascontiguousarray(source.log_probs, np.float32),
+        np.ascontiguousarray(source.label_log_probs, np.float32),
+    )
+    keep_first = duplicates == "first"
+    if text is None or not isinstance(positions, BytePositions):
+        kinds = np.where(rows >= 0, BOUNDARY, NOT_COVERED).astype(np.uint8)
+        if isinstance(positions, BytePositions):
+            kinds[(rows >= 0) & (positions.bytes_read > 0)] = NO_ENTRY
+        size = int(vocabulary.max(initial=-1)) + 1
+        stored, kept = _project_rows(
+            np.where(kinds == BOUNDARY, rows, -1), distributions, vocabulary, size, keep_first,
+            out_ids, out_log_probs, out_labels,
+        )  # fmt: skip
+        kinds[(kinds == BOUNDARY) & (out_ids[:, 0] < 0)] = NO_ENTRY
+    else:
+        _check_text(source, rows, text)
+        kinds, stored, kept = _project_text(
+            rows, positions.bytes_read, distributions, text.text, _gold(text.pivot), _gold(text.source),
+            _strings(text.pivot_bytes), _strings(text.source_bytes), vocabulary, build_trie(text.pivot_bytes),
+            text.pivot_bytes.digest == text.source_bytes.digest, condition_inside_tokens, gold_consistent, keep_first,
+            out_ids, out_log_probs, out_labels,
+        )  # fmt: skip
+    return Projection(TopK(out_ids, out_log_probs, out_labels, row_splits), kinds, stored, kept, rows)
+
+
+def _gold(spans: Spans) -> Gold:
+    return Gold(spans.starts, spans.ends, spans.leads, spans.labels, spans.is_end_of_turn)
+
+
+def _strings(vocabulary: TokenBytes) -> Strings:
+    return Strings(*vocabulary.flat, vocabulary.is_special)
+
+
+def _check_text(source: TopK, rows: np.ndarray, text: SharedText) -> None:
+    if len(rows) != len(text.pivot.labels) or source.positions != len(text.source.labels):
+        raise AlignmentError(
+            f"The text places {len(text.pivot.labels)} pivot and {len(text.source.labels)} source tokens, but there are "
+            f"{len(rows)} positions and {source.positions} source distributions; encode the dialogues that were "
+            "extracted, with the same template and length limit."
+        )
+
+
+@compiled
+def _project_rows(rows, distributions, vocabulary, pivot_size, keep_first, out_ids, out_log_probs, out_labels):
+    """Map whole rows through the vocabulary alone; rows of -1 stay empty. Returns stored and kept mass."""
+    stored, kept = np.zeros(len(rows)), np.zeros(len(rows))
+    size = max(pivot_size, 1)
+    scratch = Scratch(np.full(size, -1, np.int32), np.empty(size, np.int32), np.empty(size, np.float64))
+    for position in range(len(rows)):
+        row = rows[position]
+        if row < 0:
+            continue
+        count = 0
+        for entry in range(distributions.token_ids.shape[1]):
+            token = distributions.token_ids[row, entry]
+            if token < 0:
+                continue
+            mass = np.exp(np.float64(distributions.log_probs[row, entry]))
+            stored[position] += mass
+            mapped = vocabulary[token] if token < len(vocabulary) else -1
+            if mapped >= 0:
+                count = add_mass(scratch, count, mapped, mass, keep_first)
+        kept[position] = write_row(scratch, count, keep_first, out_ids[position], out_log_probs[position])
+        out_labels[position] = distributions.label_log_probs[row]
+    return stored, kept
+
+
+@compiled
+def _project_text(
+    rows, bytes_read, distributions, text, pivot, source, pivot_strings, strings, vocabulary, trie, same_tokenizer,
+    condition, gold_consistent, keep_first, out_ids, out_log_probs, out_labels,
+):  # fmt: skip
+    """Project over a known text; returns kinds, stored and kept mass."""
+    kinds = np.full(len(rows), NOT_COVERED, np.uint8)
+    stored, kept = np.zeros(len(rows)), np.zeros(len(rows))
+    size = len(pivot_strings.special)
+    scratch = Scratch(np.full(size, -1, np.int32), np.empty(size, np.int32), np.empty(size, np.float64))
+    for position in range(len(rows)):
+        row = rows[position]
+        if row < 0 or source.is_end[row] != pivot.is_end[position]:
+            continue
+        start, end, gold = pivot.starts[position], pivot.ends[position], pivot.labels[position]
+        last = last_row(row, end, source)
+        if last < 0:
+            continue
+        label, inside = source.labels[row], bytes_read[position] > 0
+        label_begin, label_end = strings.offsets[label], strings.offsets[label + 1]
+        gold_begin = pivot_strings.offsets[gold]
+        lead, source_lead = np.int64(pivot.leads[position]), np.int64(source.leads[row])
+        same_lead = not inside and lead == source_lead and begins_with(
+            strings.buffer, label_begin, label_end, pivot_strings.buffer, gold_begin, lead
+        )  # fmt: skip
+        if same_lead and same_tokenizer and label == gold and source.ends[row] == end:
+            total = 0.0
+            for entry in range(out_ids.shape[1]):
+                out_ids[position, entry] = distributions.token_ids[row, entry]
+                out_log_probs[position, entry] = distributions.log_probs[row, entry]
+                total += np.exp(np.float64(distributions.log_probs[row, entry]))
+            out_labels[position] = distributions.label_log_probs[row]
+            kinds[position], stored[position], kept[position] = BOUNDARY, total, total
+            continue
+        if inside and label_end - label_begin != source.ends[row] - source.starts[row] + source_lead:
+            # The tokenizer changed the text here, so its bytes cannot be read up to the pivot's boundary.
+            kinds[position] = NO_ENTRY
+            out_labels[position] = distributions.label_log_probs[row + 1 : last + 1].sum()
+            continue
+        if same_lead:
+            # Both first tokens carry the same bytes of the template: whole tokens speak about whole tokens.
+            view = View(np.int64(0), lead, False, True, np.int64(ROOT), np.int64(-1))
+        else:
+            read = source_lead + bytes_read[position]
+            node, best = walk(trie, ROOT, -1, pivot_strings.buffer, gold_begin, gold_begin + lead)
+            view = View(read, read, inside, False, np.int64(node), np.int64(best))
+        count, gold_mass, landed, looked_at, scale = read_first_row(
+            distributions, row, label, strings, trie, vocabulary, view, text, start, end, gold, pivot.is_end[position],
+            last == row, scratch, keep_first,
+        )  # fmt: skip
+        if last > row:
+            node, best = walk(trie, view.node, view.best, strings.buffer, label_begin + view.read, label_end)
+            path = scale * np.exp(np.float64(distributions.label_log_probs[row]))
+            count, further = read_next_rows(
+                distributions, row + 1, last, path, source, strings, trie, node, best, text, end, gold, count,
+                scratch, keep_first,
+            )  # fmt: skip
+            gold_mass += further
+        out_labels[position] = np.log(max(gold_mass, TINY))
+        if not gold_consistent:
+            clear(scratch, count)
+            count, looked_at = read_plainly(
+                distributions, row, label, strings, trie, vocabulary, view, scratch, keep_first
+            )
+            landed = count
+        if landed == 0 or (inside and not condition):
+            clear(scratch, count)
+            kinds[position] = NO_ENTRY
+            continue
+        kinds[position] = CONDITIONED if inside else BOUNDARY
+        stored[position] = looked_at
+        kept[position] = write_row(scratch, count, keep_first, out_ids[position], out_log_probs[position])
+    return kinds, stored, kept

@@ -1,0 +1,301 @@
+"""The compiled loops behind projection: one pass over the pivot's positions.
+
+Legend: N pivot positions, M source rows, K entries, V vocabulary, B bytes of text. A *source row* is the source's
+distribution whose gold token is ``source.labels[row]``. Masses are probabilities in float64.
+
+At a pivot position whose gold token covers bytes [a, b) of the text, with the source row that covers byte a:
+
+- an entry that does not begin with the row's bytes before a says nothing there; where the boundary falls inside a
+  source token the others are divided by their sum, which makes them a conditional distribution;
+- the source's own gold token is followed into the next row if it ends before b (the chain rule), else it counts for
+  the pivot's gold token; so does every entry that lies on the text and reaches b;
+- every other entry is looked up: the longest pivot token that is a prefix of the bytes since a.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fusion_core.alignment.compiled import compiled
+from fusion_core.alignment.trie import ROOT, Trie, walk
+
+BOUNDARY, CONDITIONED, NO_ENTRY, NOT_COVERED = 0, 1, 2, 3
+# The smallest mass whose logarithm is taken.
+TINY = 1e-300
+
+
+class Rows(NamedTuple):
+    """Distributions: token_ids int32 [M, K], log_probs float32 [M, K], label_log_probs float32 [M]."""
+
+    token_ids: np.ndarray
+    log_probs: np.ndarray
+    label_log_probs: np.ndarray
+
+
+class Strings(NamedTuple):
+    """A vocabulary's bytes: buffer uint8, offsets int64 [V + 1], special bool [V]."""
+
+    buffer: np.ndarray
+    offsets: np.ndarray
+    special: np.ndarray
+
+
+class Gold(NamedTuple):
+    """Gold tokens: starts and ends int64, leads and labels int32, is_end bool, all [N] or [M]; see ``Spans``."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    leads: np.ndarray
+    labels: np.ndarray
+    is_end: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """A row under construction: slots int32 [V] (-1 or place), ids int32 [V], masses float64 [V]."""
+
+    slots: np.ndarray
+    ids: np.ndarray
+    masses: np.ndarray
+
+
+class View(NamedTuple):
+    """How entries of a source row are read at one pivot position.
+
+    read : bytes to strip from an entry; before : bytes of it that stand before the position's first byte of text
+    (the same, or 0 and a lead that both first tokens share); inside : the boundary falls inside the source's token;
+    whole : entries are looked up as whole tokens; node, best : where lookups start in the trie.
+    """
+
+    read: int
+    before: int
+    inside: bool
+    whole: bool
+    node: int
+    best: int
+
+
+@compiled
+def begins_with(buffer, start, stop, other, other_start, length):
+    """Tell whether ``buffer[start:stop]`` begins with ``other[other_start:other_start + length]``."""
+    if stop - start < length or other_start + length > len(other):
+        return False
+    for index in range(length):
+        if buffer[start + index] != other[other_start + index]:
+            return False
+    return True
+
+
+@compiled
+def add_mass(scratch, count, token, mass, keep_first):
+    """Put mass on a token of the row under construction; return how many tokens it has."""
+    slot = scratch.slots[token]
+    if slot < 0:
+        scratch.slots[token] = count
+        scratch.ids[count] = token
+        scratch.masses[count] = mass
+        return count + 1
+    if not keep_first:
+        scratch.masses[slot] += mass
+    return count
+
+
+@compiled
+def clear(scratch, count):
+    """Forget the row under construction."""
+    for place in range(count):
+        scratch.slots[scratch.ids[place]] = -1
+
+
+@compiled
+def write_row(scratch, count, normalise, out_ids, out_log_probs):
+    """Write the most probable tokens in descending order, forget the row, return the mass written."""
+    ids, masses = scratch.ids, scratch.masses
+    clear(scratch, count)
+    for place in range(1, count):
+        token, mass = ids[place], masses[place]
+        hole = place
+        while hole > 0 and masses[hole - 1] < mass:
+            ids[hole], masses[hole] = ids[hole - 1], masses[hole - 1]
+            hole -= 1
+        ids[hole], masses[hole] = token, mass
+    written = min(len(out_ids), count)
+    total = 0.0
+    for place in range(written):
+        total += masses[place]
+    for place in range(written):
+        out_ids[place] = ids[place]
+        mass = masses[place] / total if normalise else masses[place]
+        out_log_probs[place] = np.log(max(mass, TINY))
+    return total
+
+
+@compiled
+def last_row(row, end, gold):
+    """Return the source row whose token reaches byte ``end``, or -1 where the source was cut before it."""
+    while gold.ends[row] < end:
+        if row + 1 >= len(gold.ends) or gold.starts[row + 1] != gold.ends[row]:
+            return -1
+        row += 1
+    return row
+
+
+@compiled
+def entry_of(rows, row, entry, label, label_seen):
+    """Return the token and mass of an entry; entry K is the gold token where it is not stored; -1 is nothing."""
+    if entry < rows.token_ids.shape[1]:
+        token = rows.token_ids[row, entry]
+        return token, np.exp(np.float64(rows.log_probs[row, entry]))
+    if label_seen:
+        return np.int32(-1), 0.0
+    return np.int32(label), np.exp(np.float64(rows.label_log_probs[row]))
+
+
+@compiled
+def fits(strings, token, label, view):
+    """Tell whether an entry begins with the bytes already read of the row's gold token, and is longer."""
+    begin, stop = strings.offsets[token], strings.offsets[token + 1]
+    if view.inside and (strings.special[token] or stop - begin <= view.read):
+        return False
+    return begins_with(strings.buffer, begin, stop, strings.buffer, strings.offsets[label], view.before)
+
+
+@compiled
+def conditional_total(rows, row, label, strings, view, with_label):
+    """Return the mass of all entries that fit inside the row's gold token."""
+    total, seen = 0.0, False
+    for entry in range(rows.token_ids.shape[1] + with_label):
+        token, mass = entry_of(rows, row, entry, label, seen)
+        if token == label:
+            seen = True
+            total += mass
+        elif 0 <= token < len(strings.special) and fits(strings, token, label, view):
+            total += mass
+    return max(total, TINY)
+
+
+@compiled
+def look_up(strings, token, trie, vocabulary, view):
+    """Return the pivot token for an entry that deviates from the text, -1 where there is none."""
+    if strings.special[token]:
+        return np.int64(vocabulary[token])
+    if view.whole:
+        return np.int64(vocabulary[token])
+    begin, stop = strings.offsets[token], strings.offsets[token + 1]
+    _, found = walk(trie, view.node, view.best, strings.buffer, begin + view.read, stop)
+    return np.int64(found)
+
+
+@compiled
+def read_first_row(
+    rows, row, label, strings, trie, vocabulary, view, text, start, end, gold, at_end, ends_here, scratch, keep_first
+):
+    """Add the entries of the row at the position. ``ends_here``: its gold token reaches b.
+
+    Returns tokens in the row, mass on the pivot's gold token, stored entries that landed, mass looked at.
+    """
+    scale = 1.0
+    if view.inside:
+        scale = 1.0 / conditional_total(rows, row, label, strings, view, 1)
+    count, gold_mass, landed, looked_at, seen = 0, 0.0, 0, 0.0, False
+    top_k = rows.token_ids.shape[1]
+    for entry in range(top_k + 1):
+        token, mass = entry_of(rows, row, entry, label, seen)
+        if token < 0:
+            continue
+        mass *= scale
+        mapped = np.int64(-1)
+        if token == label:
+            seen = True
+            looked_at += mass
+            landed += entry < top_k
+            if ends_here:
+                mapped = np.int64(gold)
+        elif token >= len(strings.special):
+            looked_at += mass
+        else:
+            fitting = fits(strings, token, label, view)
+            if view.inside and not fitting:
+                continue
+            looked_at += mass
+            begin, stop = strings.offsets[token] + view.before, strings.offsets[token + 1]
+            if (
+                fitting
+                and not at_end
+                and not strings.special[token]
+                and stop - begin >= end - start
+                and begins_with(strings.buffer, begin, stop, text, start, stop - begin)
+            ):
+                mapped = np.int64(gold)
+            elif fitting or view.read == 0 or strings.special[token]:
+                mapped = look_up(strings, token, trie, vocabulary, view)
+            landed += mapped >= 0 and entry < top_k
+        if mapped >= 0:
+            count = add_mass(scratch, count, mapped, mass, keep_first)
+            if mapped == gold:
+                gold_mass += mass
+    return count, gold_mass, landed, looked_at, scale
+
+
+@compiled
+def read_next_rows(
+    rows, first, last, path, source, strings, trie, node, best, text, end, gold, count, scratch, keep_first
+):
+    """Follow the gold text through rows ``first`` to ``last``; ``path``: mass of the gold tokens before.
+
+    Returns tokens in the row and mass added to the pivot's gold token.
+    """
+    gold_mass = 0.0
+    for row in range(first, last + 1):
+        label, start = source.labels[row], source.starts[row]
+        left, label_mass, seen = 1.0, np.exp(np.float64(rows.label_log_probs[row])), False
+        for entry in range(rows.token_ids.shape[1] + 1):
+            token, mass = entry_of(rows, row, entry, label, seen)
+            if token < 0 or token >= len(strings.special) or (strings.special[token] and token != label):
+                continue
+            mapped = np.int64(-1)
+            if token == label:
+                seen = True
+                left -= mass
+                if row == last:
+                    mapped = np.int64(gold)
+            else:
+                begin, stop = strings.offsets[token], strings.offsets[token + 1]
+                if stop - begin >= end - start and begins_with(strings.buffer, begin, stop, text, start, stop - begin):
+                    mapped = np.int64(gold)
+                else:
+                    _, found = walk(trie, node, best, strings.buffer, begin, stop)
+                    mapped = np.int64(found)
+                left -= mass if mapped >= 0 else 0.0
+            if mapped >= 0:
+                count = add_mass(scratch, count, mapped, path * mass, keep_first)
+                gold_mass += path * mass if mapped == gold else 0.0
+        if left > 0.0 and best >= 0:
+            # What is not stored, or would end the turn here, says only that the bytes so far were read.
+            count = add_mass(scratch, count, best, path * left, keep_first)
+            gold_mass += path * left if best == gold else 0.0
+        path *= label_mass
+        node, best = walk(trie, node, best, strings.buffer, strings.offsets[label], strings.offsets[label + 1])
+    return count, gold_mass
+
+
+@compiled
+def read_plainly(rows, row, label, strings, trie, vocabulary, view, scratch, keep_first):
+    """Add the stored entries through lookups alone; return tokens in the row and mass looked at."""
+    scale = 1.0 / conditional_total(rows, row, label, strings, view, 0) if view.inside else 1.0
+    count, looked_at = 0, 0.0
+    for entry in range(rows.token_ids.shape[1]):
+        token, mass = entry_of(rows, row, entry, label, True)
+        if token < 0:
+            continue
+        known = token < len(strings.special)
+        fitting = known and fits(strings, token, label, view)
+        if view.inside and not fitting:
+            continue
+        looked_at += mass * scale
+        if fitting or (known and (view.read == 0 or strings.special[token])):
+            mapped = look_up(strings, token, trie, vocabulary, view)
+            if mapped >= 0:
+                count = add_mass(scratch, count, mapped, mass * scale, keep_first)
+    return count, looked_at
