@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from fusion_core.dialogues import Dialogue, Turn
-from fusion_core.errors import DialogueRefusedError, FusionError, TokenizerError
+from fusion_core.errors import DialogueRefusedError, FusionError, TokenizerError, first_line
 
 # Plain letters and digits, so that no template trims, escapes or interprets them.
 SLOT = "FuselineResponseSlot"
@@ -99,7 +98,7 @@ class ChatTemplate:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=_fixed_date)
         except Exception as error:  # a template is a program: whatever it raises, this dialogue cannot be written
             raise DialogueRefusedError(
-                f"The chat template of model {self._model_name!r} refuses it ({_first_line(error)})."
+                f"The chat template of model {self._model_name!r} refuses it ({first_line(error)})."
             ) from error
         pieces: list[str] = []
         rest = str(text)
@@ -121,8 +120,3 @@ class ChatTemplate:
 
 def _fixed_date(date_format: str) -> str:
     return TEMPLATE_DATE.strftime(date_format)
-
-
-def _first_line(error: Any) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -55,3 +55,9 @@ class EvaluationError(FusionError):
 
 class TrackingError(FusionError):
     """MLflow cannot be reached or refuses what was sent."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -233,7 +233,8 @@ def _write_parts(spool: _Spool, spool_path: Path, config: DialoguesConfig, whole
         Part.HELD_OUT: ShardWriter(whole / "held_out", config.shard_dialogues),
     }
     start = 0
-    for batch in pq.ParquetFile(spool_path).iter_batches(batch_size=BATCH_DIALOGUES):
+    # Read ahead, the whole file would stay in memory.
+    for batch in pq.ParquetFile(spool_path, pre_buffer=False).iter_batches(batch_size=BATCH_DIALOGUES):
         table = pa.Table.from_batches([batch])
         for part, writer in writers.items():
             writer.write(table.filter(pa.array(parts[start : start + len(table)] == part)))

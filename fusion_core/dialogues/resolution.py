@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_core.config import DialogueFile, DialoguesConfig
-from fusion_core.dialogues.rows import file_kind, first_line, open_binary
-from fusion_core.errors import DialogueError
+from fusion_core.dialogues.rows import file_kind, open_binary
+from fusion_core.errors import DialogueError, first_line
 
 # Part of every dataset's digest; raised whenever the same files and settings would give other dialogues or shards.
 PREPARATION_VERSION = 1

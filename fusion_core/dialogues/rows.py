@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fusion_core.dialogues.formats import recognise_format
 from fusion_core.dialogues.turns import MalformedRowError
-from fusion_core.errors import DialogueError
+from fusion_core.errors import DialogueError, first_line
 
 PARQUET_BATCH_ROWS = 1024
 
@@ -187,7 +187,7 @@ def _read_parquet(path: Path) -> Iterator[DataRow]:
     number = 0
     with open_binary(path) as content:
         try:
-            for batch in pq.ParquetFile(content).iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            for batch in pq.ParquetFile(content, pre_buffer=False).iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield DataRow(number, row)
@@ -231,9 +231,3 @@ def _guarded_read(path: Path, read: Callable[[], bytes]) -> bytes:
         raise DialogueError(
             f"Data file {path} cannot be decompressed ({first_line(error)}); compress it again."
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
