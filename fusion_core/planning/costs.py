@@ -168,7 +168,8 @@ class _Estimator:
         merged = [FUSED_SUBJECT] if config.strategy == "pairwise" else []
         rows += [self._merge(len(targets)) for _ in merged]
         rows += [self._read("evaluate", name, name, self.held_out.get(name)) for name in (pivot, *sources)]
-        trained = [*(f"target-{name}" for name in targets), *controls, *merged]
+        # A joint target is the fused model itself.
+        trained = [*(f"target-{name}" for name in targets if merged), *controls, FUSED_SUBJECT]
         rows += [self._read("evaluate", name, pivot, self.held_out.get(pivot)) for name in trained]
         return rows
 

@@ -39,4 +39,4 @@ def _against(row: ScoreRow, rival: ScoreRow) -> str:
     ours, theirs = row.mean_of_domains.nats_per_byte, rival.mean_of_domains.nats_per_byte
     change = 100 * (ours - theirs) / theirs
     word = "less" if change < 0 else "more"
-    return f"{abs(change):.1f} % {word} than {rival.model} ({theirs:.4f})"
+    return f"{abs(change):.1f}\N{NO-BREAK SPACE}% {word} than {rival.model} ({theirs:.4f})"

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from fusion_core.evaluation.score_table import ScoreTable
+from fusion_core.report.best import best_by_column
 from fusion_core.report.charts import loss_chart, merge_weight_charts, weights_outside_layers
 from fusion_core.report.formats import format_bytes, format_count, format_seconds, format_share
 from fusion_core.report.headline import headline
@@ -38,14 +38,6 @@ def render_report(summary: RunSummary) -> str:
         outer_weights=weights_outside_layers(merge) if merge else {},
         own_tokenizers=models_with_own_tokenizer(summary),
     )
-
-
-def best_by_column(table: ScoreTable) -> dict[str, str]:
-    """Return the model with the lowest score of each domain, and under '' of all bytes and under '=' of the mean."""
-    best = {domain: min(table.rows, key=lambda row: row.domains[domain].nats_per_byte) for domain in table.domains}
-    best[""] = min(table.rows, key=lambda row: row.overall.nats_per_byte)
-    best["="] = min(table.rows, key=lambda row: row.mean_of_domains.nats_per_byte)
-    return {column: row.model for column, row in best.items()}
 
 
 def models_with_own_tokenizer(summary: RunSummary) -> set[str]:
