@@ -134,11 +134,11 @@ class _Merge:
     def _pass(
         self,
         begin: Callable[[StoredTensor], _Work],
-        end: Callable[[_Work], list[Future]],
+        end: Callable[[_Work], None],
     ) -> None:
         """Stream every tensor through ``begin`` as soon as it is read, then through ``end``, in order."""
         stream = TensorStream(self.checkpoints, self._capacity_bytes())
-        running: deque[list[Future]] = deque()
+        running: deque[_Work] = deque()
         begun: deque[_Work] = deque()
         try:
             is_read = False
@@ -155,19 +155,18 @@ class _Merge:
                         continue
                 if begun:
                     work = begun.popleft()
-                    futures = end(work)
-                    _when_all_done(futures, lambda tensor=work.tensor: stream.give_back(tensor))
-                    running.append(futures)
+                    end(work)
+                    _when_all_done(work.merging, lambda tensor=work.tensor: stream.give_back(tensor))
+                    running.append(work)
                     self._read_bytes += work.tensor.rows.nbytes
                     self.progress(self._read_bytes, self._total_bytes)
-                while running and all(future.done() for future in running[0]):
-                    _raise_errors(running.popleft())
+                while running and all(future.done() for future in running[0].merging):
+                    running.popleft().finish()
             while running:
-                _raise_errors(running.popleft())
+                running.popleft().finish()
         finally:
-            for futures in [*running, *(work.sums for work in begun)]:
-                for future in futures:
-                    future.cancel()
+            for work in (*running, *begun):
+                work.cancel()
             stream.stop()
 
     def _begin_statistics(self, tensor: StoredTensor) -> _Work:
@@ -180,50 +179,47 @@ class _Merge:
         sums = [self._pool.submit(values.statistics, start, stop, with_pivot) for start, stop in values.blocks]
         return _Work(tensor, values, sums)
 
-    def _end_statistics(self, work: _Work) -> list[Future]:
+    def _end_statistics(self, work: _Work) -> None:
         if work.values is None or work.tensor.entry.name in self.statistics:
-            return []
+            return
         sums = sum((future.result() for future in work.sums), DeltaStatistics.zeros(work.values.targets))
         if not sums.is_finite:
             self._refuse_not_finite(work.values)
         self.statistics[work.tensor.entry.name] = sums
-        return []
 
-    def _begin_merge(self, work: _Work) -> list[Future]:
+    def _begin_merge(self, work: _Work) -> None:
         self._end_statistics(work)
         if work.values is None:
-            return [self._pool.submit(self._copy, work.tensor)]
+            work.merging = [self._pool.submit(self._copy, work.tensor)]
+            return
         values, name = work.values, work.tensor.entry.name
-        if isinstance(self.method, WeightedMethod):
-            weights = self._group_weights.get(name) or self.method.weigh(self.statistics[name])
+        method = self.method
+        if isinstance(method, WeightedMethod):
+            weights = self._group_weights.get(name) or method.weigh(self.statistics[name])
             self.weights[name] = weights.targets.tolist()
-            return [
+            work.merging = [
                 self._pool.submit(self._merge_weighted, values, weights.coefficients, start, stop)
                 for start, stop in values.blocks
             ]
-        prepared = self.method.prepare(values, self.statistics[name])
-        futures = [
-            self._pool.submit(self._merge_entries, values, prepared, start, stop) for start, stop in values.blocks
+            return
+        prepared = method.prepare(values, self.statistics[name])
+        work.merging = [
+            self._pool.submit(self._merge_entries, method, values, prepared, start, stop)
+            for start, stop in values.blocks
         ]
-        _when_all_done(futures, lambda: self._note_weights(name, prepared))
-        return futures
+        work.when_merged = lambda: self.weights.update({name: method.weights(prepared).tolist()})
 
     def _merge_weighted(self, values: TensorValues, coefficients_M: np.ndarray, start: int, stop: int) -> None:
         out_N = self._output_block(values, start, stop)
         values.weighted_sum(coefficients_M, start, stop, out_N)
         self._write_block(values, start, out_N)
 
-    def _merge_entries(self, values: TensorValues, prepared: Any, start: int, stop: int) -> None:
-        assert isinstance(self.method, EntryMethod)
+    def _merge_entries(self, method: EntryMethod, values: TensorValues, prepared: Any, start: int, stop: int) -> None:
         out_N = self._output_block(values, start, stop)
         for first, last in values.chunks(start, stop):
             pivot_N, deltas_TN = values.pivot_and_deltas(first, last)
-            out_N[first - start : last - start].copy_(self.method.merge(pivot_N, deltas_TN, prepared, first))
+            out_N[first - start : last - start].copy_(method.merge(pivot_N, deltas_TN, prepared, first))
         self._write_block(values, start, out_N)
-
-    def _note_weights(self, name: str, prepared: Any) -> None:
-        assert isinstance(self.method, EntryMethod)
-        self.weights[name] = self.method.weights(prepared).tolist()
 
     def _output_block(self, values: TensorValues, start: int, stop: int) -> torch.Tensor:
         dtype = getattr(torch, TORCH_NAMES[self._writer.places[values.entry.name].dtype])
@@ -274,12 +270,26 @@ class _Merge:
 
 
 class _Work:
-    """A tensor between its two steps: the sums that were begun."""
+    """A tensor on its way: the sums that were begun, then the blocks being merged, then a last step."""
 
     def __init__(self, tensor: StoredTensor, values: TensorValues | None, sums: list[Future]):
         self.tensor = tensor
         self.values = values
         self.sums = sums
+        self.merging: list[Future] = []
+        self.when_merged: Callable[[], None] | None = None
+
+    def finish(self) -> None:
+        """Wait for the blocks, raise what went wrong in them, and take the last step."""
+        for future in self.merging:
+            future.result()
+        if self.when_merged is not None:
+            self.when_merged()
+
+    def cancel(self) -> None:
+        """Drop what has not begun."""
+        for future in (*self.sums, *self.merging):
+            future.cancel()
 
 
 _thread_memory = threading.local()
@@ -302,11 +312,6 @@ def _when_all_done(futures: list[Future], then: Callable[[], None]) -> None:
 
     for future in futures:
         future.add_done_callback(one_is_done)
-
-
-def _raise_errors(futures: list[Future]) -> None:
-    for future in futures:
-        future.result()
 
 
 def _thread_count() -> int:

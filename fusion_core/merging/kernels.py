@@ -122,3 +122,43 @@ def weighted_sum(stored_MN, start, stop, coefficients_M, scratch_MN, merged_N):
                 _widen(stored_MN[m][first:last], values_N)
                 _accumulate(sum_N, values_N, coefficients_M[m])
         _narrow(sum_N, merged_N[first - start : last - start])
+
+
+@njit("UniTuple(i8, 4)(f4[::1], f4, f4, f4[::1])", nogil=True, cache=True)
+def count_bracket(scores_N, low, high, inside_N):
+    """Count scores above ``high``, at ``high``, at ``low`` and between; the last are written into ``inside_N``."""
+    above = 0
+    at_high = 0
+    at_low = 0
+    inside = 0
+    for n in range(scores_N.size):
+        score = scores_N[n]
+        if score < low:
+            continue
+        if score > high:
+            above += 1
+        elif score == high:
+            at_high += 1
+        elif score == low:
+            at_low += 1
+        else:
+            inside_N[inside] = score
+            inside += 1
+    return above, at_high, at_low, inside
+
+
+@njit("b1[::1](u8, i8, i8, f8)", nogil=True, cache=True)
+def random_mask(key, start, count, share):
+    """Draw which of the entries from ``start`` on are kept, each with probability ``share``; SplitMix64 of the place.
+
+    A draw depends on ``key`` and the entry's place alone, so that it is the same however the entries are cut up.
+    """
+    mask_N = np.empty(count, dtype=np.bool_)
+    bound = np.uint64(share * 2.0**53)
+    for n in range(count):
+        bits = key + np.uint64(start + n + 1) * np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+        mask_N[n] = (bits >> np.uint64(11)) < bound
+    return mask_N

@@ -91,6 +91,11 @@ class TensorValues:
         values_MN = self._torch[:, start:stop].to(self.device, self.work_dtype)
         return values_MN[0], values_MN[1:] - values_MN[0]
 
+    def deltas_at(self, places_N: np.ndarray) -> torch.Tensor:
+        """Return the targets' deltas [T, N] at some entries."""
+        values_MN = self._torch[:, torch.from_numpy(places_N)].to(self.device, self.work_dtype)
+        return values_MN[1:] - values_MN[0]
+
     def statistics(self, start: int, stop: int, with_pivot: bool) -> DeltaStatistics:
         """Sum the deltas of a block; ``with_pivot`` also fills the products with the pivot."""
         sums = DeltaStatistics.zeros(self.targets, stop - start)
