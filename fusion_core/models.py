@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from fusion_core.config import ModelConfig
 from fusion_core.devices import compute_dtype
@@ -124,6 +125,8 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
     ModelError
         If the architecture is unknown, weights are missing, or memory runs out.
     """
+    # Its bars for files of a checkpoint would stand between Fuseline's own for stages.
+    disable_progress_bar()
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             model.folder,

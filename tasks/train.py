@@ -58,7 +58,11 @@ def train_on_fused(
             )
         for path in sorted(output.iterdir()):
             publication.add(path.name, path)
-        return {"target": name, "lm_weight": _weight(fusion, lm_weight), "training": asdict(report)}
+        return {
+            "target": name,
+            "lm_weight": _weight(fusion, lm_weight),
+            "training": asdict(report) | {"windows": [asdict(window) for window in report.windows]},
+        }
 
     return compute_once(workplace, stage, compute)
 

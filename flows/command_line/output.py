@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fusion_core.report.terminal import terminal_table
 from rich.console import Console
 
+from fusion_core.report.terminal import run_result
 from tasks.register import FusionResult
 from tasks.settings import Settings
 
@@ -13,11 +13,7 @@ def print_result(result: FusionResult) -> None:
     """Print the models, the score table, what was computed, and where everything is."""
     console = Console()
     summary = result.files.summary
-    for model in summary.models:
-        if model.note:
-            console.print(f"{model.role} {model.name}: {model.note}", highlight=False, soft_wrap=True)
-    if summary.scores is not None:
-        console.print(terminal_table(summary))
+    console.print(run_result(summary))
     if result.files.computed:
         did = f"{result.files.computed} stages computed, {result.files.cached} found in the store"
     else:

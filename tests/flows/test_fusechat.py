@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tasks.cache_collection import verify
+from tasks.publication import read_manifest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.fusechat import fusechat
@@ -36,9 +36,17 @@ def test_every_model_is_scored_on_every_domain(first_run: FusionResult) -> None:
 
 
 def test_everything_published_is_whole(first_run: FusionResult) -> None:
-    found = list(verify(open_workplace().store))
-    assert len(found) >= 2 + 3 + 2 + 3 + 1 + 7
-    assert all(item.whole for item in found)
+    place = open_workplace()
+    keys = [info.key for info in place.store.list("")]
+    addresses = {key.removesuffix("/manifest.json") for key in keys if key.endswith("/manifest.json")}
+    # Two parts of the data, three models read, two pairs fused, two targets and the control, the merge, seven scored.
+    assert len(addresses) == 2 + 3 + 2 + 3 + 1 + 7
+    for address in addresses:
+        place.folder(address)
+    # Beside what manifests list there is only the model card.
+    listed = {f"{address}/{entry.name}" for address in addresses for entry in read_manifest(place.store, address).entries}
+    loose = {key for key in keys if not key.endswith("/manifest.json")} - listed
+    assert [key.rpartition("/")[2] for key in loose] == ["README.md"]
 
 
 def test_merged_checkpoint_loads_in_plain_transformers_and_speaks(first_run: FusionResult) -> None:
