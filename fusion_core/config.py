@@ -138,8 +138,8 @@ class AlignmentConfig(Section):
     )
     condition_inside_tokens: bool = Field(
         True,
-        description="positions: bytes. Where the pivot has a boundary inside a source token, condition the source on the "
-        "bytes read; otherwise such positions fall back as `fusion.unaligned` says.",
+        description="positions: bytes. Where the pivot has a boundary inside a source token, condition the source on "
+        "the bytes read; otherwise such positions fall back as `fusion.unaligned` says.",
     )
     gold_consistent: bool = Field(
         True,

@@ -132,7 +132,7 @@ class Encoder:
             try:
                 pieces = self._template.render(dialogue)
             except DialogueRefusedError as error:
-                outcomes[index] = self._refusal(dialogue, str(error))
+                outcomes[index] = error
                 continue
             segments += [piece + content for piece, content in zip(pieces, [*contents, ""], strict=True)]
             responses += [content.encode() for content in contents]
@@ -175,7 +175,7 @@ class Encoder:
         return None
 
     def _refusal(self, dialogue: Dialogue, reason: str) -> DialogueRefusedError:
-        return DialogueRefusedError(f"Dialogue {dialogue.id}, model {self._model_name!r}: {reason}")
+        return DialogueRefusedError(f"Dialogue {dialogue.id}, model {self._model_name!r}: {reason}.")
 
 
 class _Batch:

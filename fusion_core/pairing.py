@@ -29,7 +29,7 @@ from fusion_core.encoding import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, ShardError
 from fusion_core.fusion import fuse_with_winners
 from fusion_core.shards import Shard, ShardMetadata, TrainingInputs
-from fusion_core.token_bytes import TokenBytes, token_bytes
+from fusion_core.token_bytes import token_bytes
 
 __all__ = ["Coverage", "fuse_shard", "pair_vocabulary"]
 
@@ -150,8 +150,8 @@ def _encode(who: str, dialogues: Sequence[Dialogue], encoder: Encoder, shard: Sh
         found = 0 if item is None else len(item.response_positions)
         if found != expected:
             raise ShardError(
-                f"Dialogue {dialogue.id}: {who} has {expected} extracted positions, its tokenizer and template now give "
-                f"{found}; extract again, or use the length limit and template of the extraction."
+                f"Dialogue {dialogue.id}: {who} has {expected} extracted positions, its tokenizer and template now "
+                f"give {found}; extract again, or use the length limit and template of the extraction."
             )
     return encoded
 

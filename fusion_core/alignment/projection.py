@@ -6,7 +6,7 @@ Legend: N pivot positions, M source rows, K entries, V_source vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -87,7 +87,9 @@ def project(
     positions : BytePositions [N], or for each pivot token the source tokens matched to it
         From :func:`align_by_bytes` or :func:`align_by_dtw`. Matched tokens count only one to one.
     vocabulary : int32 [V_source]
-        From :func:`map_vocabulary`; source ids beyond it (a padded embedding) have no pivot token.
+        From :func:`map_vocabulary`; source ids beyond it (a padded embedding) have no pivot token. With ``text``,
+        inside a token and behind a word-start space only one model has, what is left of an entry is looked up by its
+        bytes, whichever way the vocabulary was mapped.
     text : SharedText, optional
         The gold text and where both models' tokens stand in it. Without it only shared boundaries are projected,
         through the vocabulary alone, and each position keeps the source's own ``label_log_probs``.
@@ -169,6 +171,10 @@ def project_with_coverage(
             out_ids, out_log_probs, out_labels,
         )  # fmt: skip
         kinds[(kinds == BOUNDARY) & (out_ids[:, 0] < 0)] = NO_ENTRY
+    elif _is_same_tokenization(text):
+        _check_text(source, rows, text)
+        mass = np.exp(source.log_probs.astype(np.float64)).sum(axis=1)
+        return Projection(source, np.full(len(rows), BOUNDARY, np.uint8), mass, mass, np.arange(len(rows)))
     else:
         _check_text(source, rows, text)
         kinds, stored, kept = _project_text(
@@ -178,6 +184,13 @@ def project_with_coverage(
             out_ids, out_log_probs, out_labels,
         )  # fmt: skip
     return Projection(TopK(out_ids, out_log_probs, out_labels, row_splits), kinds, stored, kept, rows)
+
+
+def _is_same_tokenization(text: SharedText) -> bool:
+    pivot, source = text.pivot, text.source
+    return text.pivot_bytes.digest == text.source_bytes.digest and all(
+        np.array_equal(getattr(pivot, part.name), getattr(source, part.name)) for part in fields(Spans)
+    )
 
 
 def _gold(spans: Spans) -> Gold:
@@ -191,8 +204,8 @@ def _strings(vocabulary: TokenBytes) -> Strings:
 def _check_text(source: TopK, rows: np.ndarray, text: SharedText) -> None:
     if len(rows) != len(text.pivot.labels) or source.positions != len(text.source.labels):
         raise AlignmentError(
-            f"The text places {len(text.pivot.labels)} pivot and {len(text.source.labels)} source tokens, but there are "
-            f"{len(rows)} positions and {source.positions} source distributions; encode the dialogues that were "
+            f"The text places {len(text.pivot.labels)} pivot and {len(text.source.labels)} source tokens, but there "
+            f"are {len(rows)} positions and {source.positions} source distributions; encode the dialogues that were "
             "extracted, with the same template and length limit."
         )
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusion_core.alignment.compiled import compiled
-from fusion_core.alignment.trie import ROOT, Trie, walk
+from fusion_core.alignment.trie import walk
 
 BOUNDARY, CONDITIONED, NO_ENTRY, NOT_COVERED = 0, 1, 2, 3
 # The smallest mass whose logarithm is taken.
@@ -81,7 +81,7 @@ def begins_with(buffer, start, stop, other, other_start, length):
     """Tell whether ``buffer[start:stop]`` begins with ``other[other_start:other_start + length]``."""
     if stop - start < length or other_start + length > len(other):
         return False
-    for index in range(length):
+    for index in range(length):  # noqa: SIM110  (compiled: a generator would not be)
         if buffer[start + index] != other[other_start + index]:
             return False
     return True
@@ -90,6 +90,8 @@ def begins_with(buffer, start, stop, other, other_start, length):
 @compiled
 def add_mass(scratch, count, token, mass, keep_first):
     """Put mass on a token of the row under construction; return how many tokens it has."""
+    if mass <= 0.0:
+        return count
     slot = scratch.slots[token]
     if slot < 0:
         scratch.slots[token] = count
