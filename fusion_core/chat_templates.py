@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
 from fusion_core.dialogues import Dialogue, Turn
-from fusion_core.errors import DialogueRefusedError, FusionError, TokenizerError, first_line
+from fusion_core.errors import DialogueRefusedError, TokenizerError, first_line
 
 # Plain letters and digits, so that no template trims, escapes or interprets them.
 SLOT = "FuselineResponseSlot"
-# Templates that write the current date read this one (the default of those that have a default): with today's, the
-# same dialogue would have other tokens tomorrow.
-TEMPLATE_DATE = date(2024, 7, 26)
 PROBE_SYSTEM, PROBE_USER = "FuselineSystemProbe", "FuselineUserProbe"
+
+# Templates that ask for the current date read this one (the default of those that have a default): with today's, the
+# same dialogue would have other tokens tomorrow. A macro, because templates are given no functions from outside.
+TEMPLATE_DATE = {
+    **{"%d": "26", "%-d": "26", "%e": "26", "%a": "Fri", "%A": "Friday"},
+    **{"%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"},
+    **{"%H": "12", "%I": "12", "%p": "PM", "%M": "00", "%S": "00"},
+}
+FIXED_DATE_MACRO = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace({code!r}, {value!r})" for code, value in TEMPLATE_DATE.items())
+    + " }}{% endmacro %}\n"
+)
 
 
 class ChatTemplate:
@@ -41,27 +50,23 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
+        remedy = "a Jinja file in the recipe's `chat_template` of this model"
         if not tokenizer.chat_template:
-            raise TokenizerError(
-                f"Model {model_name!r}: its tokenizer has no chat template; name a Jinja file in the recipe's "
-                "`chat_template` of this model."
-            )
+            raise TokenizerError(f"Model {model_name!r}: its tokenizer has no chat template; name {remedy}.")
         self._tokenizer = tokenizer
         self._model_name = model_name
         exchange = (Turn("user", PROBE_USER), Turn("assistant", "answer"))
-        self.accepts_system = True
         try:
+            template = str(tokenizer.get_chat_template())
+            self._template = FIXED_DATE_MACRO + template if "strftime_now" in template else template
             pieces = self._render(exchange)
-        except FusionError as error:
+        except (ValueError, DialogueRefusedError) as error:
             raise TokenizerError(
-                f"Model {model_name!r}: its chat template cannot write a question and its answer: {error} Correct the "
-                "template, or name another in the recipe's `chat_template` of this model."
+                f"Model {model_name!r}: a question and its answer cannot be written in its chat template "
+                f"({first_line(error)}); correct it, or name {remedy}."
             ) from error
         if PROBE_USER not in pieces[0]:
-            raise TokenizerError(
-                f"Model {model_name!r}: its chat template leaves out what the user says; name another in the recipe's "
-                "`chat_template` of this model."
-            )
+            raise TokenizerError(f"Model {model_name!r}: its chat template leaves out user turns; name {remedy}.")
         try:
             self.accepts_system = PROBE_SYSTEM in self._render((Turn("system", PROBE_SYSTEM), *exchange))[0]
         except DialogueRefusedError:
@@ -80,7 +85,10 @@ class ChatTemplate:
         turns = dialogue.turns
         if turns[0].role == "system" and not self.accepts_system:
             turns = (Turn("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:])
-        return self._render(turns)
+        try:
+            return self._render(turns)
+        except DialogueRefusedError as error:
+            raise DialogueRefusedError(f"Dialogue {dialogue.id}, model {self._model_name!r}: {error}.") from error
 
     def _render(self, turns: Sequence[Turn]) -> list[str]:
         messages: list[dict[str, str]] = []
@@ -90,33 +98,21 @@ class ChatTemplate:
                 slots.append(f"{SLOT}{len(slots)}End")
                 content = slots[-1]
             elif SLOT in content:
-                raise DialogueRefusedError(
-                    f"The {role} turn contains {SLOT!r}, which marks responses; change the text."
-                )
+                raise DialogueRefusedError(f"a {role} turn contains {SLOT!r}, which marks responses; change the text")
             messages.append({"role": role, "content": content})
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=_fixed_date)
+            rest = str(self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False))
         except Exception as error:  # a template is a program: whatever it raises, this dialogue cannot be written
-            raise DialogueRefusedError(
-                f"The chat template of model {self._model_name!r} refuses it ({first_line(error)})."
-            ) from error
+            raise DialogueRefusedError(f"its chat template refuses the turns: {first_line(error)}") from error
         pieces: list[str] = []
-        rest = str(text)
         for slot in slots:
             piece, found, rest = rest.partition(slot)
             if not found:
                 raise DialogueRefusedError(
-                    f"The chat template of model {self._model_name!r} leaves out or moves response "
-                    f"{len(pieces) + 1} of {len(slots)}."
+                    f"its chat template leaves out or moves response {len(pieces) + 1} of {len(slots)}"
                 )
             pieces.append(piece)
         pieces.append(rest)
         if any(SLOT in piece for piece in pieces):
-            raise DialogueRefusedError(
-                f"The chat template of model {self._model_name!r} repeats or reorders the responses."
-            )
+            raise DialogueRefusedError("its chat template repeats or reorders responses")
         return pieces
-
-
-def _fixed_date(date_format: str) -> str:
-    return TEMPLATE_DATE.strftime(date_format)
