@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_core.dialogues.turns import Dialogue, Turn
-from fusion_core.errors import ShardError
+from fusion_core.errors import ShardError, first_line
 
 SCHEMA = pa.schema(
     [
@@ -51,11 +51,16 @@ def load_dialogues(path: Path) -> list[Dialogue]:
         If the file is missing, is no Parquet file, or has other columns.
     """
     try:
-        table = pq.read_table(path, schema=SCHEMA)
+        table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise ShardError(
-            f"Dialogue shard {path} cannot be read ({str(error).splitlines()[0]}); prepare the dialogues again."
+            f"Dialogue shard {path} cannot be read ({first_line(error)}); prepare the dialogues again."
         ) from error
+    if table.schema.names != SCHEMA.names:
+        raise ShardError(
+            f"Dialogue shard {path} has the columns {', '.join(table.schema.names)}, expected "
+            f"{', '.join(SCHEMA.names)}; prepare the dialogues again."
+        )
     return [
         Dialogue(row_id, domain, tuple(Turn(turn["role"], turn["content"]) for turn in turns))
         for row_id, domain, turns in zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True)
