@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from fusion_core.errors import StoreError
 
@@ -29,7 +29,13 @@ def disk_errors(action: str) -> Iterator[None]:
         raise StoreError(f"{action} failed: {reason}.") from error
 
 
-def copy_and_hash(source: BinaryIO, target: BinaryIO | None = None) -> str:
+class Readable(Protocol):
+    """Anything that is read in chunks: a file, or the body of an answer."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def copy_and_hash(source: Readable, target: BinaryIO | None = None) -> str:
     """Copy `source` to `target`, or only read it, and return the SHA-256 (hex) of the bytes."""
     digest = hashlib.sha256()
     while chunk := source.read(CHUNK_BYTES):
@@ -37,6 +43,13 @@ def copy_and_hash(source: BinaryIO, target: BinaryIO | None = None) -> str:
         if target is not None:
             target.write(chunk)
     return digest.hexdigest()
+
+
+def update_digest(digest: hashlib._Hash, source: Readable, count: int) -> None:
+    """Add the next `count` bytes of `source` to a digest."""
+    while count and (chunk := source.read(min(count, CHUNK_BYTES))):
+        digest.update(chunk)
+        count -= len(chunk)
 
 
 def hash_file(path: Path) -> str:

@@ -11,7 +11,9 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -22,13 +24,15 @@ from botocore.exceptions import ClientError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from fusion_core.errors import StoreError
-from tasks.local_files import disk_errors, hash_file
+from tasks.local_files import copy_and_hash, disk_errors, hash_file, update_digest
 from tasks.s3_errors import is_missing, is_taken, is_transient, s3_errors
 from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
 
 MIB = 1 << 20
 # Up to this size one request is faster than several; above it a broken one would cost too much to repeat.
 MULTIPART_THRESHOLD_BYTES = 128 * MIB
+RANGE_BYTES = 16 * MIB  # of an object, fetched by one request
+DOWNLOAD_THREADS = 4
 DELETE_BATCH = 1000  # the most keys that S3 takes in one request
 METADATA_SHA256 = "sha256"
 
@@ -74,6 +78,8 @@ class S3Store(Store):
         self._config = Config(
             retries={"mode": "standard", "total_max_attempts": max_attempts},
             connect_timeout=connect_timeout_seconds,
+            # SHA-256 is computed over every object read; a second checksum would only cost time.
+            response_checksum_validation="when_required",
             read_timeout=read_timeout_seconds,
             max_pool_connections=32,
             # Bodies are covered by their checksum, which is signed with the headers: hashing them once more for the
@@ -86,9 +92,8 @@ class S3Store(Store):
         self._conditional_keys: set[str] = set()
         self._client.meta.events.register("provide-client-params.s3.CompleteMultipartUpload", self._add_condition)
         self._uploads = TransferConfig(
-            multipart_threshold=MULTIPART_THRESHOLD_BYTES, multipart_chunksize=32 * MIB, max_concurrency=8
+            multipart_threshold=MULTIPART_THRESHOLD_BYTES, multipart_chunksize=16 * MIB, max_concurrency=8
         )
-        self._downloads = TransferConfig(multipart_threshold=8 * MIB, multipart_chunksize=8 * MIB, io_chunksize=MIB)
 
     def __repr__(self) -> str:
         return f"S3Store({self.url('')!r}, endpoint {self._endpoint!r})"
@@ -108,15 +113,11 @@ class S3Store(Store):
 
     def read(self, key: str) -> bytes:
         def get() -> bytes:
-            return self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+            return self._client.get_object(Bucket=self.bucket, Key=name)["Body"].read()
 
-        with self._errors(f"Reading {self.url(key)}"):
-            try:
-                return _repeated(get)
-            except ClientError as error:
-                if is_missing(error):
-                    raise MissingObjectError(f"There is no object at {self.url(key)}.") from None
-                raise
+        name = self._key(key)
+        with self._errors(f"Reading {self.url(key)}"), self._missing(key):
+            return _repeated(get)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         return self._put(key, data, hashlib.sha256(data).digest(), if_absent)
@@ -132,15 +133,34 @@ class S3Store(Store):
         return self._put_in_parts(key, path, sha256, if_absent)
 
     def download(self, key: str, path: Path) -> str:
+        info = self._head(key)
+        name = self._key(key)
+        starts = range(0, info["ContentLength"], RANGE_BYTES)
+        digest = hashlib.sha256()
         try:
-            with disk_errors(f"Writing {path}"), path.open("wb") as file:
-                return self._get(key, file)
+            with self._errors(f"Reading {self.url(key)}"), disk_errors(f"Writing {path}"):
+                path.write_bytes(b"")
+                with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool, path.open("rb") as written:
+                    ranges = [pool.submit(self._get_range, name, info["ETag"], start, path) for start in starts]
+                    try:
+                        # Hashed in order from the page cache while later ranges are still on their way.
+                        for future in ranges:
+                            update_digest(digest, written, future.result())
+                    except BaseException:
+                        pool.shutdown(cancel_futures=True)
+                        raise
         except StoreError:
             path.unlink(missing_ok=True)
             raise
+        return digest.hexdigest()
 
     def hash(self, key: str) -> str:
-        return self._get(key, None)
+        def get() -> str:
+            return copy_and_hash(self._client.get_object(Bucket=self.bucket, Key=name)["Body"])
+
+        name = self._key(key)
+        with self._errors(f"Reading {self.url(key)}"), self._missing(key):
+            return _repeated(get)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         if prefix:
@@ -154,13 +174,10 @@ class S3Store(Store):
                         yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
 
     def stat(self, key: str) -> ObjectInfo | None:
-        with self._errors(f"Looking up {self.url(key)}"):
-            try:
-                head = self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
-            except ClientError as error:
-                if is_missing(error):
-                    return None
-                raise
+        try:
+            head = self._head(key)
+        except MissingObjectError:
+            return None
         recorded = head["Metadata"].get(METADATA_SHA256)
         # The server's own checksum of the bytes, where they came in one piece.
         checksum = head.get("ChecksumSHA256", "")
@@ -236,7 +253,7 @@ class S3Store(Store):
 
     def _put_in_parts(self, key: str, path: Path, sha256: str, if_absent: bool) -> bool:
         name = self._key(key)
-        arguments = {"ChecksumAlgorithm": "SHA256", "Metadata": {METADATA_SHA256: sha256}}
+        arguments = {"ChecksumAlgorithm": "CRC32", "Metadata": {METADATA_SHA256: sha256}}
 
         def put() -> None:
             try:
@@ -261,40 +278,37 @@ class S3Store(Store):
         if params.get("Key") in self._conditional_keys:
             params["IfNoneMatch"] = "*"
 
-    def _get(self, key: str, file: BinaryIO | None) -> str:
-        name = self._key(key)
+    def _head(self, key: str) -> dict[str, Any]:
+        with self._errors(f"Looking up {self.url(key)}"), self._missing(key):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
 
-        def get() -> str:
-            writer = _HashingWriter(file)
-            with create_transfer_manager(self._client, self._downloads) as manager:
-                manager.download(self.bucket, name, writer).result()
-            return writer.digest.hexdigest()
+    def _get_range(self, name: str, etag: str, start: int, path: Path) -> int:
+        """Write one range of an object to its place in the file, and return how many bytes it has."""
 
-        with self._errors(f"Reading {self.url(key)}"):
-            try:
-                return _repeated(get)
-            except ClientError as error:
-                if is_missing(error):
-                    raise MissingObjectError(f"There is no object at {self.url(key)}.") from None
-                raise
+        def get() -> int:
+            # The condition keeps ranges of two versions from being mixed.
+            answer = self._client.get_object(
+                Bucket=self.bucket, Key=name, IfMatch=etag, Range=f"bytes={start}-{start + RANGE_BYTES - 1}"
+            )
+            with path.open("r+b", buffering=0) as file:
+                file.seek(start)
+                while chunk := answer["Body"].read(MIB):
+                    file.write(chunk)
+                return file.tell() - start
 
+        return _repeated(get)
 
-class _HashingWriter:
-    """Takes the parts of a download in their order, as s3transfer delivers to what cannot seek, and hashes them."""
-
-    def __init__(self, file: BinaryIO | None) -> None:
-        self.digest = hashlib.sha256()
-        self._file = file
-        if file is not None:
-            file.seek(0)
-            file.truncate()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return len(data) if self._file is None else self._file.write(data)
+    @contextmanager
+    def _missing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            if is_missing(error):
+                raise MissingObjectError(f"There is no object at {self.url(key)}.") from None
+            raise
 
 
-def _repeated(operation: Any) -> Any:
+def _repeated(operation: Callable[[], Result]) -> Result:
     attempts = Retrying(
         retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(4),
@@ -304,7 +318,7 @@ def _repeated(operation: Any) -> Any:
     return attempts(operation)
 
 
-def _unless_taken(put: Any) -> bool:
+def _unless_taken(put: Callable[[], None]) -> bool:
     try:
         _repeated(put)
     except ClientError as error:
