@@ -95,7 +95,11 @@ class DialoguesConfig(Section):
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.02, description="Share of each domain that is scored and never trained on; decided by content hash."
     )
-    held_out_limit: PositiveInt | None = Field(None, description="Score at most this many held-out dialogues a domain.")
+    held_out_limit: PositiveInt | None = Field(
+        None,
+        description="Score at most this many held-out dialogues a domain; the rest of the held-out share is left out, "
+        "of training too, so that no dialogue ever changes sides.",
+    )
     max_quarantined: Share = Field(0.01, description="Largest share of malformed dialogues before the run stops.")
     shard_dialogues: PositiveInt = Field(2048, description="Dialogues in one shard, the unit of work and of resuming.")
 
@@ -218,6 +222,15 @@ class TrainingConfig(Section):
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
+    )
+    processes: PositiveInt = Field(
+        1,
+        description="Processes that train together on this machine, one per GPU; up to rounding the same result.",
+    )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: every process holds the whole model. fsdp: weights and optimizer are spread over them. "
+        "Matters with `processes` above 1 or under torchrun.",
     )
     checkpoint_steps: PositiveInt = Field(200, description="Optimizer steps between resumable checkpoints.")
     keep_checkpoints: PositiveInt = Field(

@@ -46,11 +46,10 @@ def scores(ids: np.ndarray, purpose: bytes) -> np.ndarray:
     uint64 [D]
     """
     content = ids.tobytes()
-    hashed = b"".join(
-        hashlib.blake2b(content[start : start + 16], digest_size=8, person=purpose).digest()
-        for start in range(0, len(content), 16)
-    )
-    return np.frombuffer(hashed, ">u8").astype(np.uint64)
+    hashed = bytearray()
+    for start in range(0, len(content), 16):
+        hashed += hashlib.blake2b(content[start : start + 16], digest_size=8, person=purpose).digest()
+    return np.frombuffer(bytes(hashed), ">u8").astype(np.uint64)
 
 
 def first_occurrences(ids: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
