@@ -185,7 +185,9 @@ def scenes(draw):
     alphabet = b"ab " if draw(st.booleans()) else b"abc"
     letters = [bytes([byte]) for byte in alphabet]
     pieces = st.lists(st.sampled_from(letters), min_size=1, max_size=4).map(b"".join)
-    texts = draw(st.lists(st.lists(st.sampled_from(letters), min_size=1, max_size=9).map(b"".join), min_size=1, max_size=3))
+    texts = draw(
+        st.lists(st.lists(st.sampled_from(letters), min_size=1, max_size=9).map(b"".join), min_size=1, max_size=3)
+    )
     sides = []
     for _ in range(2):
         values = letters + sorted(draw(st.sets(pieces, max_size=8)) - set(letters))

@@ -20,7 +20,9 @@ from fusion_core.token_bytes import token_bytes
 
 def make_tokenizer(tokens: list[str], byte_level: bool, specials: dict[str, str]) -> PreTrainedTokenizerFast:
     """A tokenizer with the given pieces; special tokens follow them in order."""
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [], byte_fallback=not byte_level))
+    tokenizer = Tokenizer(
+        models.BPE({token: index for index, token in enumerate(tokens)}, [], byte_fallback=not byte_level)
+    )
     if byte_level:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -131,7 +133,10 @@ def test_counts_are_for_statistics_of_these_tokenizers(source, pivot) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.text("abc ö😀", max_size=8), max_size=12), st.lists(st.text("abc ö😀", max_size=8), min_size=1, max_size=12))
+@given(
+    st.lists(st.text("abc ö😀", max_size=8), max_size=12),
+    st.lists(st.text("abc ö😀", max_size=8), min_size=1, max_size=12),
+)
 def test_nearest_texts_are_nearest(wanted, offered) -> None:
     found = nearest_texts(wanted, offered, workers=1)
     for text, index in zip(wanted, found, strict=True):
