@@ -11,6 +11,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -33,4 +34,10 @@ def configure_libraries(home: Path) -> None:
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        # Fuseline says itself what runs and what failed; a server of the user's own keeps the full log.
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+
+
+def make_prefect_home() -> None:
+    """Create Prefect's home folder: its ephemeral server does not, and then never answers."""
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)

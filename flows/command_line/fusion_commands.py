@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line.output import print_result
+from tasks.environment import make_prefect_home
 
 Recipe = Annotated[Path, typer.Argument(help="Recipe in YAML.", metavar="CONFIG", show_default=False)]
 
@@ -37,6 +37,8 @@ def run(config: Recipe) -> None:
     recipe = load_recipe(config)
     # A mistake in the recipe is said before Prefect and MLflow start, and before anything is written.
     resolve_fusion(recipe)
+    make_prefect_home()
+    from flows.command_line.output import print_result
     from flows.fusechat import fusechat
 
     print_result(fusechat(recipe))
@@ -59,6 +61,8 @@ def add_source(
     print(f"Source {name} is now in {config}.")
     if only_write:
         return
+    make_prefect_home()
+    from flows.command_line.output import print_result
     from flows.refusion import refusion
 
     print_result(refusion(recipe))
@@ -69,6 +73,7 @@ def promote(
     version: Annotated[str | None, typer.Argument(help="Version; default: the candidate.")] = None,
 ) -> None:
     """Make a registered version the champion; the champion so far becomes 'previous'."""
+    make_prefect_home()
     from flows.promote import promote as promote_flow
 
     decision = promote_flow(model, version)

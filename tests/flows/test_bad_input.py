@@ -111,7 +111,7 @@ def test_tokenizer_without_a_chat_template(run: Run, recipe: Path) -> None:
         ('{"messages": []}', ("turn",)),
         ('{"messages": [{"role": "user", "content": "hello"}]}', ("assistant",)),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', ("user",)),
-        ('{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "b"}]}', ("content",)),
+        ('{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "b"}]}', ("string of text",)),
     ],
 )
 def test_too_many_malformed_dialogues(run: Run, recipe: Path, tmp_path: Path, line: str, words: tuple[str, ...]) -> None:
