@@ -1,4 +1,8 @@
-"""Resumable checkpoints of a training run: safetensors and JSON, whole or absent, kept by a limit."""
+"""Resumable checkpoints of a training run: safetensors and JSON, whole or absent, kept by a limit.
+
+They hold weights, optimizer moments and the history of the losses. Learning rate, order of the dialogues and random
+draws are functions of the step and need no storing.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +50,15 @@ class TrainingCheckpoints:
     def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: dict[str, Any], *, writes: bool) -> None:
         """Write the state after `step` optimizer steps; every process calls this, one of them writes."""
         weights = get_model_state_dict(model, options=WHOLE)
-        moments = get_optimizer_state_dict(model, optimizer, options=WHOLE)["state"]
+        moments = get_optimizer_state_dict(model, optimizer, options=WHOLE)
         if not writes:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self._folder))
         try:
             save_file(_unshared(weights), building / "model.safetensors")
-            flat = {f"{name}/{key}": value for name, entry in moments.items() for key, value in entry.items()}
+            flat = {f"{name}/{key}": value for name, entry in moments["state"].items() for key, value in entry.items()}
             save_file(_unshared(flat), building / "optimizer.safetensors")
-            save_file(_random_state(), building / "random.safetensors")
             state = {"step": step, "identity": self._identity, "history": history}
             (building / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
             final = self._folder / f"step-{step:08d}"
@@ -82,7 +85,6 @@ class TrainingCheckpoints:
             state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
             weights = load_file(newest / "model.safetensors")
             tensors = load_file(newest / "optimizer.safetensors")
-            random_state = load_file(newest / "random.safetensors")
         except Exception as error:
             raise TrainingError(
                 f"The training checkpoint {newest} cannot be read ({error}); delete that folder to go on from the one "
@@ -105,9 +107,9 @@ class TrainingCheckpoints:
             name, key = flat_name.rsplit("/", 1)
             moments.setdefault(name, {})[key] = tensor
         # Settings such as betas come from the recipe; only the moments were stored.
-        settings = get_optimizer_state_dict(model, optimizer, options=WHOLE)["param_groups"]
-        set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": settings}, options=WHOLE)
-        _set_random_state(random_state)
+        settings = get_optimizer_state_dict(model, optimizer)["param_groups"]
+        whole = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": settings}, options=whole)
         return int(state["step"]), state["history"]
 
     def _found(self) -> list[Path]:
@@ -124,16 +126,3 @@ def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         seen[tensor.data_ptr()] = name
         kept[name] = tensor.contiguous()
     return kept
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

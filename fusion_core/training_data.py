@@ -5,6 +5,7 @@ Legend: B dialogues of one micro-batch, T tokens of the longest, N response posi
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class FusedShards:
         self._cache: OrderedDict[int, Shard] = OrderedDict()
         index: list[np.ndarray] = []
         self.truncations: set[str] = set()
+        made_of: list[str] = []
         for number in range(len(self._paths)):
             shard = self._shard(number)
             lengths = np.diff(_inputs(shard, self._paths[number]).input_splits)
@@ -95,6 +97,7 @@ class FusedShards:
             numbers = np.full(len(dialogues), number)
             index.append(np.stack([numbers, dialogues, lengths[dialogues], positions[dialogues]], 1))
             self.truncations.add(shard.metadata.truncation)
+            made_of.append(f"{shard.metadata.model_digest} {shard.metadata.dataset_digest}")
         # int64 [dialogues, 4]: shard, place in it, tokens, positions.
         self.index = np.concatenate(index) if index else np.zeros((0, 4), np.int64)
         if not len(self.index):
@@ -102,6 +105,12 @@ class FusedShards:
                 f"None of the {len(self._paths)} fused shards has a response position; check that the dialogues have "
                 "assistant turns and that the pivot's encoder does not refuse them."
             )
+
+        self._made_of = "\n".join(made_of)
+
+    def digest(self) -> str:
+        """Return a digest of what the shards were made of and of their dialogues' sizes."""
+        return hashlib.sha256(self._made_of.encode() + self.index.tobytes()).hexdigest()
 
     def dialogue_id(self, row: int) -> str:
         """Return the id of the dialogue in one row of the index."""

@@ -6,8 +6,6 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from fusion_core.errors import TrainingInterruptedError
-
 
 class Interruption:
     """Notes SIGTERM instead of dying of it, while the training loop runs.
@@ -27,20 +25,6 @@ class Interruption:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._catches:
             signal.signal(signal.SIGTERM, self._before)
-
-    def stop_if_requested(self, step: int, steps: int) -> None:
-        """Raise after a step whose checkpoint is written; a run that is complete goes on to write its target.
-
-        Raises
-        ------
-        TrainingInterruptedError
-            If SIGTERM has come.
-        """
-        if self.requested and step < steps:
-            raise TrainingInterruptedError(
-                f"Training was asked to stop (SIGTERM) and wrote a checkpoint after step {step} of {steps}; the same "
-                "command goes on from there."
-            )
 
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -52,6 +52,10 @@ class TrainingWindow:
         """Return what is logged against the step."""
         return {name: float(value) for name, value in asdict(self).items() if name != "step"}
 
+    def as_metadata(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class TrainingReport:

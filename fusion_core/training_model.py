@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fusion_core.config import TrainingConfig
 from fusion_core.errors import ModelError
-from fusion_core.losses import FusionLoss, fusion_cross_entropy
+from fusion_core.losses import fusion_cross_entropy
 from fusion_core.losses_mixture import Tail
+from fusion_core.output_heads import find_output_head
 from fusion_core.training_data import MicroBatch
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -29,34 +29,50 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 class TargetModel(nn.Module):
     """The language model with the fusion loss on top; logits exist only inside the loss.
 
+    One module from tokens to loss, so that what wraps it (DDP, FSDP) sees every use of a weight, the output
+    embedding's too.
+
     Parameters
     ----------
     language_model : PreTrainedModel
-        A causal model with a body (``base_model``) and output embeddings.
+        A causal model.
+    probe : int64 [T]
+        Some text, to find out what the model does between last hidden state and logits.
     lm_weight : float
     temperature : float
     tail : {"renormalise", "bucket", "weights"}
+
+    Raises
+    ------
+    ModelError
+        If the logits are not a product with the output embedding.
     """
 
-    def __init__(self, language_model: PreTrainedModel, *, lm_weight: float, temperature: float, tail: Tail) -> None:
+    def __init__(
+        self, language_model: PreTrainedModel, probe: Tensor, *, lm_weight: float, temperature: float, tail: Tail
+    ) -> None:
         super().__init__()
+        head = find_output_head(language_model, probe)
+        if head is None:
+            raise ModelError(
+                f"The logits of {type(language_model).__name__} are not a product of its last hidden state with its "
+                "output embedding, so that it cannot be trained as a pivot."
+            )
         self.language_model = language_model
+        # By name: a second reference would list every weight of the body twice.
+        self._body = next(name for name, module in language_model.named_modules() if module is head.body)
+        self._transform = head.transform
         self._lm_weight = lm_weight
         self._temperature = temperature
         self._tail: Tail = tail
 
     def forward(self, batch: MicroBatch, normaliser: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, lm loss and fusion loss: sums over the positions, divided by `normaliser`."""
-        body = self.language_model.base_model
+        body = self.language_model.get_submodule(self._body)
         hidden_BTH = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BTH.flatten(0, 1)[batch.rows]
-        if not len(batch.rows):
-            # Keeps the backward pass of a process without data in step with the others.
-            nothing = hidden_BTH.sum() * 0.0
-            return nothing, nothing.detach(), nothing.detach()
         head = self.language_model.get_output_embeddings()
-        loss: FusionLoss = fusion_cross_entropy(
-            hidden_NH,
+        loss = fusion_cross_entropy(
+            hidden_BTH.flatten(0, 1)[batch.rows],
             head.weight,
             batch.labels,
             batch.token_ids,
@@ -65,8 +81,8 @@ class TargetModel(nn.Module):
             bias=getattr(head, "bias", None),
             temperature=self._temperature,
             tail=self._tail,
-            logit_scale=_logit_scale(self.language_model.config),
-            soft_cap=getattr(self.language_model.config, "final_logit_softcapping", None),
+            logit_scale=self._transform.scale,
+            soft_cap=self._transform.soft_cap,
             normaliser=normaliser,
         )
         return loss.loss, loss.lm_loss, loss.fusion_loss
@@ -154,7 +170,7 @@ def _rounded(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _check_written(written: Path, pivot_folder: Path) -> None:
-    # Merging pairs tensors by name, so a target has all of the pivot's; only a tied copy of the embedding may be missing.
+    # Merging pairs tensors by name, so a target has all of the pivot's; only a tied embedding's copy may be missing.
     absent = sorted(tensor_names(pivot_folder) - tensor_names(written))
     tied = json.loads((pivot_folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
     if [name for name in absent if not (tied and name == "lm_head.weight")]:
@@ -162,16 +178,3 @@ def _check_written(written: Path, pivot_folder: Path) -> None:
             f"The target lacks {len(absent)} tensors that {pivot_folder} has, such as {absent[0]!r}; this architecture "
             "renames its weights when saved and cannot be a pivot yet."
         )
-
-
-def _logit_scale(config) -> float:
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        return float(scale)
-    return 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
-
-
-def target_model(language_model: PreTrainedModel, config: TrainingConfig, lm_weight: float, tail: Tail) -> TargetModel:
-    """Return the module that is trained, in training mode."""
-    if config.gradient_checkpointing:
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return TargetModel(language_model, lm_weight=lm_weight, temperature=config.temperature, tail=tail).train()

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fusion_core.config import TrainingConfig
-from fusion_core.training import learning_rate, train_target
+from fusion_core.training import train_target
+from fusion_core.training_loop import learning_rate
 from tests.fusion_core.training_fixtures import (
     VOCABULARY,
     distributions_of,

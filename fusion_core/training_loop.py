@@ -1,0 +1,222 @@
+"""The training loop, as one process runs it.
+
+Every optimizer step takes `batch_dialogues` dialogues, in micro-batches of a token budget. Losses are sums over
+positions, divided once by the positions of the whole batch, so that neither micro-batches nor processes change the
+result beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from transformers import PreTrainedModel
+
+from fusion_core.config import ModelConfig, TrainingConfig
+from fusion_core.errors import TrainingError, TrainingInterruptedError
+from fusion_core.models import ResolvedModel, load_model, read_model_config, resolve_model
+from fusion_core.progress import Advance
+from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
+from fusion_core.training_data import Batch, BatchPlan, FusedShards, load_batch
+from fusion_core.training_devices import accelerated, distributed
+from fusion_core.training_interruption import Interruption
+from fusion_core.training_metrics import StepResult, Stopwatch, TrainingHistory, TrainingReport, TrainingWindow
+from fusion_core.training_model import TargetModel, decay_groups, write_target
+
+# They change time, memory or what is told, and weights by rounding at most: a run may go on with others.
+SPEED_SETTINGS = (
+    "micro_batch_tokens",
+    "processes",
+    "strategy",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "window_steps",
+    "stop_loss_factor",
+)
+
+
+def train_in_this_process(
+    pivot_folder: Path,
+    shards: Sequence[Path],
+    output: Path,
+    config: TrainingConfig,
+    *,
+    checkpoint_folder: Path,
+    lm_weight: float,
+    device: torch.device,
+    progress: Advance,
+    on_window: Callable[[TrainingWindow], None],
+) -> TrainingReport:
+    """Train as this process, alone or as one of several that an outside launch made; see `train_target`."""
+    data = FusedShards(shards)
+    with accelerated(config, device) as accelerator, torch.random.fork_rng(devices=_cuda(device)):
+        pivot = resolve_model(ModelConfig(name="pivot", path=pivot_folder))
+        language_model = load_model(pivot, accelerator.device, torch.float32)
+        model = _target(language_model, config, lm_weight, data)
+        prepared = distributed(model, accelerator, config.strategy)
+        optimizer = accelerator.prepare(
+            torch.optim.AdamW(
+                decay_groups(prepared, config.weight_decay),
+                lr=config.learning_rate,
+                betas=config.adam_betas,
+                fused=True,
+            )
+        )
+        plan = BatchPlan(
+            data.index,
+            epochs=config.epochs,
+            batch_dialogues=config.batch_dialogues,
+            micro_batch_tokens=config.micro_batch_tokens,
+            seed=config.seed,
+            processes=accelerator.num_processes,
+        )
+        identity = _identity(config, lm_weight, pivot, data)
+        checkpoints = TrainingCheckpoints(checkpoint_folder, identity, config.keep_checkpoints)
+        first_step, state = checkpoints.restore(prepared, optimizer)
+        history = TrainingHistory(config.window_steps)
+        history.restore(state)
+        with Interruption() as interruption, _prefetched(data, plan, first_step, accelerator, pivot) as batches:
+            clock = Stopwatch()
+            for step, batch in enumerate(batches, start=first_step + 1):
+                waited = clock.lap()
+                rate = learning_rate(step, plan.steps, config)
+                # Draws such as dropout's depend on the step alone, so that a resumed run repeats them.
+                torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
+                losses, stop = _accumulate_gradients(accelerator, prepared, batch, interruption)
+                norm = float(accelerator.clip_grad_norm_(prepared.parameters(), config.max_gradient_norm))
+                history.stop_if_diverging(step, losses[0], norm, batch.dialogue_ids, config.stop_loss_factor)
+                _apply_gradients(optimizer, rate)
+                spent = waited + clock.lap()
+                result = StepResult(*losses[1:], rate, norm, batch.positions, batch.tokens, spent, waited)
+                window = history.add(step, result, accelerator.device, is_last=step == plan.steps)
+                if accelerator.is_main_process:
+                    if window is not None:
+                        on_window(window)
+                    progress(step, plan.steps)
+                stop = stop and step < plan.steps
+                if stop or (step % config.checkpoint_steps == 0 and step < plan.steps):
+                    checkpoints.save(step, prepared, optimizer, history.to_json(), writes=accelerator.is_main_process)
+                if stop:
+                    raise TrainingInterruptedError(
+                        f"Training was asked to stop (SIGTERM) and wrote a checkpoint after step {step} of "
+                        f"{plan.steps}; the same command goes on from there."
+                    )
+        _write(accelerator, prepared, language_model, pivot_folder, output)
+        return history.report(plan.steps)
+
+
+def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
+    """Return the rate of one optimizer step: a linear rise, then half a cosine down to zero.
+
+    Parameters
+    ----------
+    step : int
+        From 1 to `steps`.
+    steps : int
+    config : TrainingConfig
+    """
+    rising = math.ceil(config.warmup_share * steps)
+    if step <= rising:
+        return config.learning_rate * step / rising
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising - 1) / max(steps - rising, 1)))
+
+
+def _target(
+    language_model: PreTrainedModel, config: TrainingConfig, lm_weight: float, data: FusedShards
+) -> TargetModel:
+    tail = config.tail
+    if data.truncations == {"sampled"}:
+        tail = "weights"
+    elif "sampled" in data.truncations:
+        raise TrainingError(
+            "Some fused shards hold sampled distributions and some the most probable tokens; train on one kind."
+        )
+    if tail == "weights" and config.temperature != 1.0:
+        raise TrainingError("Sampled distributions have no temperature; remove `temperature` from the recipe.")
+    probe = data.micro_batch([0], pad_token_id=0).input_ids[0].to(language_model.device)
+    model = TargetModel(language_model, probe, lm_weight=lm_weight, temperature=config.temperature, tail=tail)
+    if config.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def _accumulate_gradients(
+    accelerator: Accelerator, model: nn.Module, batch: Batch, interruption: Interruption
+) -> tuple[tuple[float, float, float], bool]:
+    # Processes are averaged over, so each divides by its share of the count: the sum is over the count, once.
+    normaliser = batch.positions / accelerator.num_processes
+    sums = torch.zeros(4, device=accelerator.device)
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        is_last = number == len(batch.micro_batches)
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                parts = model(micro_batch.to(accelerator.device), normaliser)
+            accelerator.backward(parts[0])
+        sums[:3] += torch.stack([part.detach().float() for part in parts])
+    # A signal may reach one process alone; all must stop after the same step.
+    sums[3] = float(interruption.requested)
+    loss, lm_loss, fusion_loss, stops = accelerator.reduce(sums, reduction="mean").tolist()
+    return (loss, lm_loss, fusion_loss), stops > 0
+
+
+def _apply_gradients(optimizer: AcceleratedOptimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@contextmanager
+def _prefetched(
+    data: FusedShards, plan: BatchPlan, first_step: int, accelerator: Accelerator, pivot: ResolvedModel
+) -> Iterator[Iterator[Batch]]:
+    # The next step's dialogues are read while the device computes.
+    pad = read_model_config(pivot).get_text_config().pad_token_id
+    pad_token_id = pad if isinstance(pad, int) and pad >= 0 else 0
+    with ThreadPoolExecutor(max_workers=1) as reader:
+
+        def start(step: int) -> Future[Batch]:
+            return reader.submit(load_batch, data, plan, step, accelerator.process_index, pad_token_id)
+
+        def batches() -> Iterator[Batch]:
+            ahead = start(first_step)
+            for step in range(first_step, plan.steps):
+                batch = ahead.result()
+                if step + 1 < plan.steps:
+                    ahead = start(step + 1)
+                yield batch
+
+        yield batches()
+
+
+def _write(
+    accelerator: Accelerator, model: nn.Module, language_model: PreTrainedModel, pivot_folder: Path, output: Path
+) -> None:
+    weights = get_model_state_dict(model, options=WHOLE)
+    if accelerator.is_main_process:
+        plain = {name.removeprefix("language_model."): tensor for name, tensor in weights.items()}
+        write_target(language_model, plain, pivot_folder, output)
+    accelerator.wait_for_everyone()
+
+
+def _identity(config: TrainingConfig, lm_weight: float, pivot: ResolvedModel, data: FusedShards) -> dict:
+    settings = config.model_dump(mode="json", exclude=set(SPEED_SETTINGS))
+    return settings | {"lm_weight": lm_weight, "pivot": pivot.digest, "fused shards": data.digest()}
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
