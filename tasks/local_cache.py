@@ -117,7 +117,9 @@ class LocalCache:
 
     def usage(self) -> CacheUsage:
         """Count what the cache holds."""
-        with disk_errors(f"Reading the local cache {self.folder}"):
+        if not self.folder.is_dir():
+            return CacheUsage(0, 0, 0, self.limit_bytes)
+        with disk_errors(f"Reading the local cache {self.folder}"), self._lock():
             status = [entry.stat() for entry in _entries(self.folder / "objects")]
         return CacheUsage(
             objects=len(status),
@@ -172,13 +174,9 @@ class LocalCache:
     def _make_room(self, size: int) -> None:
         """Evict least recently used objects until `size` more bytes fit; the lock is held."""
         for lock in (self.folder / "leases").glob("*.lock"):
-            if _is_abandoned(lock):
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
+            _remove_if_abandoned(lock, lock.with_suffix(""))
         for lock in (self.folder / "incoming").glob("*.lock"):
-            if _is_abandoned(lock):
-                lock.with_suffix(".part").unlink(missing_ok=True)
-                lock.unlink(missing_ok=True)
+            _remove_if_abandoned(lock, lock.with_suffix(".part"))
         incoming = sum(part.stat().st_size for part in _entries(self.folder / "incoming"))
         objects = sorted(((entry.stat(), entry.path) for entry in _entries(self.folder / "objects")), key=_last_use)
         excess = incoming + sum(status.st_size for status, _ in objects) + size - self.limit_bytes
@@ -244,14 +242,18 @@ def _end_lease(lease: Path, file: BinaryIO, owner: int) -> None:
     file.close()
 
 
-def _is_abandoned(lock: Path) -> bool:
+def _remove_if_abandoned(lock: Path, guarded: Path) -> None:
+    """Remove a lock and what it guards when the process that locked it is gone."""
     with suppress(FileNotFoundError), lock.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        return True
-    return False
+            return
+        if guarded.is_dir():
+            shutil.rmtree(guarded, ignore_errors=True)
+        guarded.unlink(missing_ok=True)
+        # While it is still locked: whoever waits for it notices that it is gone.
+        lock.unlink()
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -99,6 +99,8 @@ def _explain(error: Exception, bucket: str, endpoint: str) -> str:
         return f"these credentials have no permission for it in bucket {bucket!r}; grant it, or use others"
     if code in ("PermanentRedirect", "301", "IllegalLocationConstraintException"):
         return f"bucket {bucket!r} lives in another region; set AWS_REGION to it"
+    if code in TRANSIENT_CODES and code.isdigit():
+        return f"{endpoint} kept answering {code}; it is overloaded, broken, or is no S3 server at all"
     if code in TRANSIENT_CODES:
         return f"{endpoint} kept answering {code}; try again later, or with fewer workers"
     if isinstance(error, ResponseParserError) or code.isdigit():

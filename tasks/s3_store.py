@@ -31,6 +31,7 @@ from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
 MIB = 1 << 20
 # Up to this size one request is faster than several; above it a broken one would cost too much to repeat.
 MULTIPART_THRESHOLD_BYTES = 128 * MIB
+PART_BYTES = 16 * MIB  # of a large file, sent by one request
 RANGE_BYTES = 16 * MIB  # of an object, fetched by one request
 DOWNLOAD_THREADS = 4
 DELETE_BATCH = 1000  # the most keys that S3 takes in one request
@@ -92,7 +93,7 @@ class S3Store(Store):
         self._conditional_keys: set[str] = set()
         self._client.meta.events.register("provide-client-params.s3.CompleteMultipartUpload", self._add_condition)
         self._uploads = TransferConfig(
-            multipart_threshold=MULTIPART_THRESHOLD_BYTES, multipart_chunksize=16 * MIB, max_concurrency=8
+            multipart_threshold=MULTIPART_THRESHOLD_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8
         )
 
     def __repr__(self) -> str:

@@ -1,0 +1,371 @@
+"""Both stores hold objects whole, refuse what could leave them, and say in one sentence what is wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from fusion_core.errors import ConfigError, StoreError
+from tasks import s3_store as s3_store_module
+from tasks.s3_store import S3Store
+from tasks.settings import Settings
+from tasks.store import FolderStore, MissingObjectError, Store, open_store
+from tests.tasks.faulty_proxy import faulty_proxy
+from tests.tasks.object_server import BUCKET, READER, ObjectServer, free_ports
+
+KEY = "distributions/0a/1b/shard-00000.parquet"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".") and "secret" not in message and "Traceback" not in message
+    return message
+
+
+def test_objects_come_back_as_they_were_sent(store: Store, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(data)
+    assert store.write("a/small", b"few bytes")
+    assert store.upload(KEY, tmp_path / "file")
+    assert store.read("a/small") == b"few bytes"
+    assert store.download(KEY, tmp_path / "back") == store.hash(KEY) == sha256(data)
+    assert (tmp_path / "back").read_bytes() == data
+    info = store.stat(KEY)
+    assert info is not None and (info.size, info.sha256) == (len(data), sha256(data))
+    assert [(info.key, info.size) for info in store.list()] == [("a/small", 9), (KEY, len(data))]
+    assert [info.key for info in store.list("distributions/0a/1b/sh")] == [KEY]
+    assert list(store.list("distributions/0a/1b/sh/")) == []
+    store.delete(["a/small", "a/never-there"])
+    assert store.exists(KEY) and not store.exists("a/small") and store.stat("a/small") is None
+
+
+def test_an_empty_file_is_an_object(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    store.upload("a/empty", tmp_path / "empty")
+    assert store.download("a/empty", tmp_path / "back") == sha256(b"")
+    assert (tmp_path / "back").read_bytes() == b""
+
+
+def test_if_absent_keeps_what_is_there(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"second")
+    assert store.write("a/one", b"first", if_absent=True)
+    assert not store.write("a/one", b"second", if_absent=True)
+    assert not store.upload("a/one", tmp_path / "file", if_absent=True)
+    assert store.read("a/one") == b"first"
+    assert store.upload("a/one", tmp_path / "file")
+    assert store.read("a/one") == b"second"
+
+
+def test_a_missing_object_is_named(store: Store, tmp_path: Path) -> None:
+    for attempt in (lambda: store.read(KEY), lambda: store.hash(KEY), lambda: store.download(KEY, tmp_path / "back")):
+        with pytest.raises(MissingObjectError, match=r"shard-00000\.parquet"):
+            attempt()
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../x", "/etc/x", "a//b", "a/./b", "", ".partial/x", "a\\b", "a\nb", "a\0b", "a/" + "n" * 300]
+)
+def test_keys_cannot_leave_the_store(folder_store: FolderStore, key: str) -> None:
+    for attempt in (
+        folder_store.read,
+        folder_store.stat,
+        folder_store.local_path,
+        lambda key: folder_store.delete([key]),
+    ):
+        with pytest.raises(StoreError, match="cannot be a key"):
+            attempt(key)
+    with pytest.raises(StoreError, match="cannot be a key"):
+        folder_store.write(key, b"")
+
+
+def test_urls(folder_store: FolderStore, s3_store: S3Store) -> None:
+    assert folder_store.url(KEY) == f"{folder_store.root.as_uri()}/{KEY}"
+    assert s3_store.url(KEY) == f"s3://{BUCKET}/{s3_store.prefix}/{KEY}"
+    assert s3_store.url("") == f"s3://{BUCKET}/{s3_store.prefix}"
+
+
+def test_deleting_leaves_no_empty_folders(folder_store: FolderStore) -> None:
+    folder_store.write(KEY, b"x")
+    folder_store.delete([KEY])
+    assert sorted(path.name for path in folder_store.root.rglob("*")) == [".partial", ".sha256"]
+
+
+def test_large_files_go_in_parts_and_come_in_ranges(
+    aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(s3_store_module, "MULTIPART_THRESHOLD_BYTES", 6 << 20)
+    monkeypatch.setattr(s3_store_module, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_store_module, "RANGE_BYTES", 3 << 20)
+    store = S3Store(BUCKET, "tests/parts", endpoint_url=aws_environment.endpoint_url)
+    data = os.urandom((13 << 20) + 7)
+    (tmp_path / "file").write_bytes(data)
+    assert store.upload("a/large", tmp_path / "file", if_absent=True)
+    head = aws_environment.client().head_object(Bucket=BUCKET, Key="tests/parts/a/large", ChecksumMode="ENABLED")
+    assert head["ETag"].endswith('-3"') and head["ChecksumCRC32"]
+    assert store.download("a/large", tmp_path / "back") == sha256(data)
+    assert (tmp_path / "back").read_bytes() == data
+
+    # A second writer that saw nothing there when it began still does not overwrite.
+    (tmp_path / "other").write_bytes(data[::-1])
+    monkeypatch.setattr(store, "exists", lambda key: False)
+    assert not store.upload("a/large", tmp_path / "other", if_absent=True)
+    assert store.stat("a/large").sha256 == sha256(data)
+    assert list(store.leftovers(0)) == []
+
+
+def test_the_server_refuses_bytes_that_do_not_have_the_checksum(s3_store: S3Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"these bytes")
+    with pytest.raises(StoreError):
+        s3_store.upload(KEY, tmp_path / "file", sha256=sha256(b"other bytes"))
+    assert not s3_store.exists(KEY)
+
+
+def test_a_changed_file_is_not_stored_under_its_old_checksum(folder_store: FolderStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"these bytes")
+    with pytest.raises(StoreError, match="changed while"):
+        folder_store.upload(KEY, tmp_path / "file", sha256=sha256(b"other bytes"))
+    assert not folder_store.exists(KEY)
+
+
+def test_virtual_hosted_addressing(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    resolve = socket.getaddrinfo
+
+    def loopback(host: str, *rest: object, **named: object) -> object:
+        names.append(host)
+        return resolve("127.0.0.1", *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", loopback)
+    endpoint = aws_environment.endpoint_url.replace("127.0.0.1", "s3.test")
+    store = S3Store(BUCKET, "tests/virtual", endpoint_url=endpoint, addressing="virtual")
+    store.write("a/b", b"x")
+    assert store.read("a/b") == b"x"
+    assert set(names) == {f"{BUCKET}.s3.test"}
+
+
+def test_a_failing_server_is_outlasted(aws_environment: ObjectServer, tmp_path: Path) -> None:
+    with faulty_proxy(aws_environment.endpoint_url, every=10) as proxy:
+        store = S3Store(BUCKET, "tests/faulty", endpoint_url=proxy.endpoint_url, read_timeout_seconds=0.5)
+        contents = {f"a/{number:02}": os.urandom(50_000) for number in range(20)}
+        for key, data in contents.items():
+            (tmp_path / "file").write_bytes(data)
+            assert store.upload(key, tmp_path / "file")
+        for key, data in contents.items():
+            assert store.download(key, tmp_path / "back") == sha256(data)
+            assert store.read(key) == data
+        for _ in range(15):
+            assert [info.key for info in store.list("a/")] == list(contents)
+        store.delete(contents)
+        assert list(store.list()) == []
+        assert proxy.calls >= 100 and len(proxy.faults) == 6, proxy.faults
+
+
+def test_a_server_that_only_fails_is_named(aws_environment: ObjectServer) -> None:
+    with faulty_proxy(aws_environment.endpoint_url, only=("PUT", "a/b"), only_fault="503") as proxy:
+        store = S3Store(BUCKET, "tests/down", endpoint_url=proxy.endpoint_url, max_attempts=2)
+        with pytest.raises(StoreError, match="kept answering SlowDown") as error:
+            store.write("a/b", b"x")
+        one_sentence(error)
+
+
+def open_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str, bucket: str = BUCKET) -> Store:
+    monkeypatch.setenv("FUSELINE_STORE", f"s3://{bucket}/tests/open")
+    monkeypatch.setenv("FUSELINE_S3_ENDPOINT_URL", endpoint)
+    return open_store(Settings())
+
+
+def test_open_store(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert isinstance(open_s3(monkeypatch, aws_environment.endpoint_url), S3Store)
+    monkeypatch.setenv("FUSELINE_STORE", str(tmp_path / "folder"))
+    assert open_store(Settings()).url("") == (tmp_path / "folder").as_uri()
+
+
+def test_no_bucket(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"no bucket 'absent'.*FUSELINE_STORE") as error:
+        open_s3(monkeypatch, aws_environment.endpoint_url, "absent")
+    one_sentence(error)
+
+
+def test_nobody_at_the_endpoint(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"no server answers at http://127.0.0.1.*FUSELINE_S3_ENDPOINT_URL") as error:
+        open_s3(monkeypatch, f"http://127.0.0.1:{free_ports(1)[0]}")
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("status", [200, 404, 405])
+def test_something_else_at_the_endpoint(
+    aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html><body>A web server<br></body></html>")
+
+        def log_message(self, *args: object) -> None:
+            """Keep quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(StoreError, match="is no S3 server") as error:
+            open_s3(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("AWS_ACCESS_KEY_ID", "stranger"), ("AWS_SECRET_ACCESS_KEY", "no-secret")]
+)
+def test_wrong_credentials(
+    aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StoreError, match="does not accept these credentials") as error:
+        open_s3(monkeypatch, aws_environment.endpoint_url)
+    one_sentence(error)
+
+
+def test_no_credentials(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="there are no credentials; set AWS_ACCESS_KEY_ID") as error:
+        open_s3(monkeypatch, aws_environment.endpoint_url)
+    one_sentence(error)
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(StoreError, match="AWS_PROFILE"):
+        open_s3(monkeypatch, aws_environment.endpoint_url)
+
+
+def test_no_permission(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
+    store = open_s3(monkeypatch, aws_environment.endpoint_url)
+    with pytest.raises(StoreError, match=f"Writing s3://{BUCKET}/tests/open/a/b failed: .*no permission") as error:
+        store.write("a/b", b"x")
+    one_sentence(error)
+
+
+def test_a_full_disk_leaves_no_half_files(
+    folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(3 << 20))
+
+    def full(source: object, target: object = None) -> str:
+        target.write(source.read(1 << 20))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder_store.upload("a/there", tmp_path / "file")
+    monkeypatch.setattr("tasks.store.copy_and_hash", full)
+    for attempt in (
+        lambda: folder_store.upload(KEY, tmp_path / "file"),
+        lambda: folder_store.download("a/there", tmp_path / "back"),
+    ):
+        with pytest.raises(StoreError, match="the disk is full; free some space") as error:
+            attempt()
+        one_sentence(error)
+    assert not folder_store.exists(KEY) and not (tmp_path / "back").exists()
+    assert list(folder_store.leftovers(0)) == []
+
+
+def test_a_really_full_disk(tmp_path: Path, s3_store: S3Store) -> None:
+    """A file system of 2 MB, where this user may mount one, fills up under both stores."""
+    small = tmp_path / "small"
+    small.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", str(small).encode(), b"tmpfs", 0, b"size=2m") != 0:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        (tmp_path / "file").write_bytes(os.urandom(3 << 20))
+        store = FolderStore(small / "store")
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.upload(KEY, tmp_path / "file")
+        assert list(store.list()) == list(store.leftovers(0)) == []
+        s3_store.upload(KEY, tmp_path / "file")
+        with pytest.raises(StoreError, match=f"Writing {small}.* the disk is full"):
+            s3_store.download(KEY, small / "back")
+        assert not (small / "back").exists()
+    finally:
+        libc.umount(str(small).encode())
+
+
+def test_leftovers_of_killed_transfers_are_found(store: Store, aws_environment: ObjectServer) -> None:
+    if isinstance(store, FolderStore):
+        (store.root / ".partial" / "0123").write_bytes(b"half")
+    else:
+        name = {"Bucket": BUCKET, "Key": f"{store.prefix}/{KEY}"}
+        upload = aws_environment.client().create_multipart_upload(**name)
+        aws_environment.client().upload_part(**name, UploadId=upload["UploadId"], PartNumber=1, Body=b"half")
+    assert list(store.leftovers(3600)) == []
+    found = list(store.leftovers(0))
+    assert [info.size for info in found] == [4]
+    assert list(store.list()) == []
+    store.delete_leftovers(found)
+    assert list(store.leftovers(0)) == []
+
+
+def test_settings_default_to_everything_embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("FUSELINE_") or name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    home = tmp_path / ".fuseline"
+    assert settings.store == str(home / "store")
+    assert settings.cache_folder == home / "cache"
+    assert settings.tracking_uri == f"sqlite:///{home}/mlflow.db"
+    assert settings.tracking_artifacts == home / "mlartifacts"
+    assert settings.prefect_home == home / "prefect"
+    assert settings.prefect_api_url is None
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {"STORE": "s3://team/fusions/", "CACHE_DIR": "fast", "CACHE_SIZE": "2GiB", "S3_ADDRESSING": "virtual"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"FUSELINE_{name}", value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    settings = Settings()
+    assert settings.store == "s3://team/fusions/"
+    assert settings.cache_folder == tmp_path / "fast"
+    assert settings.cache_size == 2 * 2**30
+    assert settings.tracking_uri == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FUSELINE_STORE", "s3://", "FUSELINE_STORE cannot be used: expected an address such as s3://bucket/prefix"),
+        ("FUSELINE_STORE", "s3:/bucket", "FUSELINE_STORE cannot be used"),
+        ("FUSELINE_STORE", "s3://bucket/a/../b", "FUSELINE_STORE cannot be used"),
+        ("FUSELINE_STORE", "gs://bucket/prefix", "FUSELINE_STORE cannot be used: expected a folder"),
+        ("FUSELINE_S3_ENDPOINT_URL", "localhost:8333", "FUSELINE_S3_ENDPOINT_URL cannot be used"),
+        ("FUSELINE_S3_ENDPOINT_URL", "http://me:my-secret@host", "credentials belong into AWS_ACCESS_KEY_ID"),
+        ("FUSELINE_S3_ADDRESSING", "dns", "FUSELINE_S3_ADDRESSING cannot be used"),
+        ("FUSELINE_CACHE_SIZE", "plenty", "FUSELINE_CACHE_SIZE cannot be used"),
+        ("FUSELINE_CACHE_SIZE", "-1", "FUSELINE_CACHE_SIZE cannot be used"),
+        ("FUSELINE_STOER", "x", "FUSELINE_STOER is not known; did you mean FUSELINE_STORE?"),
+    ],
+)
+def test_nonsense_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as error:
+        Settings()
+    assert message in str(error.value) and "\n" not in str(error.value) and "my-secret" not in str(error.value)
