@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from fusion_core.chat_templates import ChatTemplate
 from fusion_core.config import DialogueFile
 from fusion_core.dialogues import Dialogue, read_dialogues
 from fusion_core.encoding import EncodedDialogue, Encoder
@@ -176,6 +177,18 @@ def test_template_that_asks_for_the_date_gets_a_fixed_one() -> None:
     tokenizer = byte_level_tokenizer(SPECIAL_ENDINGS["llama_3_1"])
     text = tokenizer.decode(Encoder(tokenizer, 1000, "date").encode(make_dialogue("the cat", "sat")).input_ids)
     assert text.startswith("<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024<|eot_id|>")
+
+
+@pytest.mark.parametrize(
+    "start", ["", "\n", "\n\n", "  ", "  {% if true %}a{% endif %}\n", "{%- if true %}b{% endif %}"]
+)
+def test_fixed_date_changes_nothing_else(start: str) -> None:
+    dialogue = make_dialogue("the cat", "sat")
+    written = [
+        ChatTemplate(byte_level_tokenizer(f"{start}{year}{CHATML}"), "date").render(dialogue)
+        for year in ("{{ strftime_now('%A %d %B %Y') }}", "{{ 'Friday 26 July 2024' }}")
+    ]
+    assert written[0] == written[1]
 
 
 def test_response_with_a_special_token_is_refused_and_the_others_are_not() -> None:

@@ -36,6 +36,8 @@ from tests.fusion_core.dialogues.data_fixtures import (
         ({"messages": SHAREGPT}, HELLO),
         ({"messages": [{"role": "System", "content": "Be kind."}, *EXCHANGE]}, (("system", "Be kind."), *HELLO)),
         ({"system_prompt": "Be kind.", "question": "Hi", "response": "Hello."}, (("system", "Be kind."), *HELLO)),
+        # A system turn in the list is the one that was said.
+        ({"system": "Be curt.", **turns(("system", "Be kind."), *HELLO)}, (("system", "Be kind."), *HELLO)),
         ({"instruction": "Hi", "input": "", "output": "Hello."}, HELLO),
         ({"instruction": "Add.", "input": "1 2", "output": "3"}, (("user", "Add.\n\n1 2"), ("assistant", "3"))),
         ({"instruction": "Hi", "response": "Hello."}, HELLO),
