@@ -5,8 +5,8 @@ from under it: an object with a second link is in use and is not evicted. Leases
 which the system drops when their process dies, however it dies; whoever needs room next sweeps them up.
 
     objects/<sha256>             whole, verified, read-only; access time: last use
-    incoming/<sha256>.part       being downloaded, already as large as it will be, so that its room is taken
-    incoming/<sha256>.lock       locked by its downloader
+    incoming/<sha256>.part       being downloaded
+    incoming/<sha256>.lock       locked by its downloader; its content is the room it has taken, in bytes
     leases/<lease>/<address>/... the links of one reader
     leases/<lease>.lock          locked by it while it lives
     lock                         guards every change of what is above
@@ -161,13 +161,13 @@ class LocalCache:
         part = self.folder / "incoming" / f"{sha256}.part"
         with self._lock():
             self._make_room(size)
-            part.touch()
-            os.truncate(part, size)
+            part.with_suffix(".lock").write_text(str(size))
         try:
             download(part)
             part.chmod(0o444)
             with self._lock():
                 part.rename(self.folder / "objects" / sha256)
+                part.with_suffix(".lock").write_text("0")
         finally:
             part.unlink(missing_ok=True)
 
@@ -177,7 +177,7 @@ class LocalCache:
             _remove_if_abandoned(lock, lock.with_suffix(""))
         for lock in (self.folder / "incoming").glob("*.lock"):
             _remove_if_abandoned(lock, lock.with_suffix(".part"))
-        incoming = sum(part.stat().st_size for part in _entries(self.folder / "incoming"))
+        incoming = sum(_reserved(lock) for lock in (self.folder / "incoming").glob("*.lock"))
         objects = sorted(((entry.stat(), entry.path) for entry in _entries(self.folder / "objects")), key=_last_use)
         excess = incoming + sum(status.st_size for status, _ in objects) + size - self.limit_bytes
         for status, path in objects:
@@ -204,10 +204,11 @@ class LocalCache:
         """Let one downloader at a time have an object; the others wait for it."""
         path = self.folder / "incoming" / f"{sha256}.lock"
         while True:
-            file = path.open("wb")
+            file = path.open("ab")  # its content is the present holder's
             fcntl.flock(file, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                    file.truncate(0)
                     break
             # The downloader before us removed the file that we were waiting for.
             file.close()
@@ -254,6 +255,12 @@ def _remove_if_abandoned(lock: Path, guarded: Path) -> None:
         guarded.unlink(missing_ok=True)
         # While it is still locked: whoever waits for it notices that it is gone.
         lock.unlink()
+
+
+def _reserved(lock: Path) -> int:
+    with suppress(FileNotFoundError):  # its downloader has just finished
+        return int(lock.read_text() or 0)
+    return 0
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
