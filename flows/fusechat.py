@@ -15,13 +15,14 @@ from tasks.merge import merge
 from tasks.prepare import prepare
 from tasks.register import FusionResult, register
 from tasks.resolve import resolve_fusion
-from tasks.stage_task import log_errors_plainly
+from tasks.stage_task import log_errors_plainly, mend_broken_objects
 from tasks.summarize import summarize
 from tasks.train import train, train_control
 
 
 # One worker: the stages share one device.
 @flow(name="fusechat", flow_run_name="{config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@mend_broken_objects
 def fusechat(config: FusionConfig) -> FusionResult:
     """Fuse every source's knowledge into the pivot, merge the targets, score and register the fused model."""
     log_errors_plainly()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -12,6 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from fusion_core.errors import FusionError
+from tasks.publication import discard
+from tasks.store import BrokenObjectError
+from tasks.workplace import open_workplace
 
 
 class Stored(Protocol):
@@ -25,7 +29,11 @@ class Stored(Protocol):
 
 
 Result = TypeVar("Result", bound=Stored)
+Value = TypeVar("Value")
 Parameters = ParamSpec("Parameters")
+
+# A store that breaks more than this in one run is itself broken.
+LARGEST_NUMBER_OF_REPAIRS = 8
 
 
 def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callable[Parameters, Result]:
@@ -56,6 +64,27 @@ def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callabl
         return prefect_task.submit(*args, **kwargs).result()
 
     return call
+
+
+def mend_broken_objects(flow_body: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
+    """Make a flow's body start over when the store gives back something else than was published.
+
+    The broken object is discarded first, so the second pass finds everything else and computes only that one again.
+    """
+
+    @functools.wraps(flow_body)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
+        for _ in range(LARGEST_NUMBER_OF_REPAIRS):
+            try:
+                return flow_body(*args, **kwargs)
+            except BrokenObjectError as error:
+                print(
+                    f"{error.name} of {error.address} is broken ({error.found}); computing it again.", file=sys.stderr
+                )
+                discard(open_workplace().store, error.address, error.name)
+        return flow_body(*args, **kwargs)
+
+    return run
 
 
 class PlainErrors(logging.Filter):

@@ -2,6 +2,100 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
 cache = typer.Typer(help="Look after what the store holds.", no_args_is_help=True)
+
+
+@cache.command("ls")
+def list_contents() -> None:
+    """List every publication: stage, what it is for, size, and whether it is whole."""
+    from tasks.store_contents import read_contents
+
+    contents = read_contents(_store())
+    table = _table("stage", "for", "state", "bytes", "published", "address")
+    for stored in contents.artifacts:
+        when = datetime.fromtimestamp(stored.published).isoformat(" ", "minutes")
+        subject = str(stored.artifact.metadata.get("subject", ""))
+        table.add_row(stored.stage, subject, "whole", f"{stored.artifact.bytes:,}", when, stored.artifact.address)
+    for part in contents.unfinished:
+        table.add_row("", "", "unfinished", f"{part.bytes:,}", "", part.address)
+    for broken in contents.broken_manifests:
+        table.add_row("", "", f"broken: {broken.found}", "", "", broken.address)
+    _print(table)
+
+
+@cache.command("du")
+def show_usage() -> None:
+    """Say how many bytes each stage takes."""
+    from tasks.store_contents import disk_usage
+
+    usage = disk_usage(_store())
+    table = _table("stage", "bytes", "objects")
+    for stage, (size, objects) in sorted(usage.by_stage.items()):
+        table.add_row(stage, f"{size:,}", f"{objects:,}")
+    table.add_row("all", f"{usage.bytes:,}", f"{usage.objects:,}")
+    _print(table)
+
+
+@cache.command("verify")
+def verify_contents() -> None:
+    """Read every object and compare it with its manifest; exits 2 when one is broken."""
+    from fusion_core.progress import show_progress
+    from tasks.cache_collection import verify
+
+    with show_progress("verify", "objects") as progress:
+        broken = verify(_store(), progress=progress)
+    for item in broken:
+        print(f"{item.address}/{item.name}: {item.found}")
+    if broken:
+        raise typer.Exit(2)
+    print("Every object is what its manifest says.")
+
+
+@cache.command("gc")
+def collect(
+    recipe: Annotated[list[Path] | None, typer.Option(help="A recipe in use; what it needs is kept.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is touched.")] = False,
+) -> None:
+    """Show, and with --yes delete, what no registered model and no given recipe needs."""
+    from tasks.cache_collection import collect_garbage
+    from tasks.cache_roots import addresses_in_use
+
+    garbage = collect_garbage(_store(), addresses_in_use(recipe or []), delete=yes)
+    table = _table("what", "bytes", "address")
+    for stored in garbage.unneeded:
+        table.add_row(f"{stored.stage} no longer needed", f"{stored.artifact.bytes:,}", stored.artifact.address)
+    for part in garbage.unfinished:
+        table.add_row("unfinished for a day", f"{part.bytes:,}", part.address)
+    for info in (*garbage.strays, *garbage.leftovers):
+        table.add_row("left over", f"{info.size:,}", info.key)
+    _print(table)
+    verb = "deleted" if yes else "would be deleted; add --yes to do it"
+    print(f"{table.row_count} of them {verb}; {len(garbage.kept)} publications are needed and stay.")
+
+
+def _store() -> Any:
+    from tasks.settings import Settings
+    from tasks.store import open_store
+
+    return open_store(Settings())
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in ("bytes", "objects") else "left")
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)

@@ -114,7 +114,9 @@ def test_tokenizer_without_a_chat_template(run: Run, recipe: Path) -> None:
         ('{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "b"}]}', ("string of text",)),
     ],
 )
-def test_too_many_malformed_dialogues(run: Run, recipe: Path, tmp_path: Path, line: str, words: tuple[str, ...]) -> None:
+def test_too_many_malformed_dialogues(
+    run: Run, recipe: Path, tmp_path: Path, line: str, words: tuple[str, ...]
+) -> None:
     with (recipe.parent / "code.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n" + line + "\n")
     status, message = run("prepare", recipe)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tasks.publication import read_manifest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.fusechat import fusechat
 from fusion_core.recipes import load_recipe
+from tasks.publication import read_manifest
 from tasks.register import FusionResult
 from tasks.tracking import Tracking
 from tasks.workplace import open_workplace
@@ -44,7 +44,9 @@ def test_everything_published_is_whole(first_run: FusionResult) -> None:
     for address in addresses:
         place.folder(address)
     # Beside what manifests list there is only the model card.
-    listed = {f"{address}/{entry.name}" for address in addresses for entry in read_manifest(place.store, address).entries}
+    listed = {
+        f"{address}/{entry.name}" for address in addresses for entry in read_manifest(place.store, address).entries
+    }
     loose = {key for key in keys if not key.endswith("/manifest.json")} - listed
     assert [key.rpartition("/")[2] for key in loose] == ["README.md"]
 
@@ -127,3 +129,19 @@ def test_a_change_computes_only_what_depends_on_it(
 def test_summary_json_names_no_secret_and_no_traceback(first_run: FusionResult) -> None:
     summary = json.loads((first_run.files.folder / "summary.json").read_text(encoding="utf-8"))
     assert {model["role"] for model in summary["models"]} == {"pivot", "source", "target", "control", "fused"}
+
+
+def test_a_changed_byte_in_the_store_is_found_and_computed_again(
+    first_run: FusionResult, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = open_workplace()
+    rows = {(row.stage, row.subject): row for row in first_run.files.summary.stages}
+    broken = place.store.local_path(rows["extract", "bytes-400"].address) / "shard-00001.parquet"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    # A new fusion setting needs the distributions again.
+    values = load_recipe(recipe_file).model_dump(exclude_unset=True) | {"fusion": {"level": "token"}}
+    result = fusechat(type(load_recipe(recipe_file)).model_validate(values))
+    assert "shard-00001.parquet" in capsys.readouterr().err
+    assert broken.read_bytes() == content
+    assert result.files.computed
