@@ -243,13 +243,14 @@ def _keep_gradients(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[3:])
+    ctx.wanted = inputs[-3:]
     ctx.number_of_inputs = len(inputs)
 
 
 def _scale_gradients(ctx, grad_loss, *_):
     # The gradients already hold the division by the count, so that the factor is 1 unless the caller scales the loss; a
     # product by 1 would cost a second [V, H]. Looking costs a synchronisation on other devices.
-    kept = [part if part.numel() else None for part in ctx.saved_tensors]
+    kept = [part if wanted else None for part, wanted in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
     if grad_loss is None:
         kept = [None, None, None]
     elif torch.compiler.is_compiling() or grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:

@@ -185,6 +185,17 @@ def test_all_masked_is_zero_with_zero_gradients():
     assert inputs["hidden"].grad.abs().sum() == inputs["weight"].grad.abs().sum() == 0
 
 
+def test_no_position_at_all_still_gives_gradients():
+    # A process without data in a collective step must take part in its backward pass.
+    inputs = case(torch.float32)
+    none = {name: inputs[name][:0] for name in ("labels", "token_ids", "log_probs")}
+    leaves = (torch.zeros(0, H, requires_grad=True), inputs["weight"])
+    loss = fusion_cross_entropy(*leaves, **none, lm_weight=0.5).loss
+    gradients = torch.autograd.grad(loss, leaves)
+    assert [gradient.shape for gradient in gradients] == [(0, H), (V, H)]
+    assert gradients[1].abs().sum() == 0
+
+
 def test_broken_hidden_states_without_label_do_not_spread():
     inputs = case(torch.float32)
     with torch.no_grad():
