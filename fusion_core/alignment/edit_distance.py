@@ -11,8 +11,8 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-# Distances held at once, one byte or two each.
-BLOCK_DISTANCES = 1 << 26
+# Distances held at once, two bytes each.
+BLOCK_DISTANCES = 1 << 23
 
 
 def nearest_texts(wanted: Sequence[str], offered: Sequence[str], workers: int = -1) -> np.ndarray:
@@ -38,7 +38,6 @@ def nearest_texts(wanted: Sequence[str], offered: Sequence[str], workers: int = 
     lengths = np.array([len(text) for text in offered])
     by_length = np.argsort(lengths, kind="stable")
     sorted_lengths = lengths[by_length]
-    sorted_texts = [offered[index] for index in by_length]
     found = np.full(len(wanted), -1, np.int64)
     wanted_lengths = np.array([len(text) for text in wanted])
     for length in np.unique(wanted_lengths):
@@ -47,18 +46,17 @@ def nearest_texts(wanted: Sequence[str], offered: Sequence[str], workers: int = 
         while len(left):
             low, high = np.searchsorted(sorted_lengths, [length - distance, length + distance + 1])
             if high > low:
-                nearest = _within(
-                    [wanted[index] for index in left], sorted_texts[low:high], by_length[low:high], distance, workers
-                )
-                found[left] = nearest
+                # In the caller's order, so that the first of equally near texts is found first.
+                near = np.sort(by_length[low:high])
+                nearest = _within([wanted[i] for i in left], [offered[i] for i in near], distance, workers)
+                found[left] = np.where(nearest >= 0, near[nearest], -1)
                 left = left[nearest < 0]
             distance += 1 if distance < 4 else distance
     return found
 
 
-def _within(
-    wanted: list[str], offered: list[str], offered_index: np.ndarray, distance: int, workers: int
-) -> np.ndarray:
+def _within(wanted: list[str], offered: list[str], distance: int, workers: int) -> np.ndarray:
+    """Return the index of the nearest offered text for each wanted one, -1 where none is within the distance."""
     nearest = np.full(len(wanted), -1, np.int64)
     rows = max(1, BLOCK_DISTANCES // len(offered))
     for start in range(0, len(wanted), rows):
@@ -70,8 +68,7 @@ def _within(
             dtype=np.uint16,
             workers=workers,
         )
-        smallest = block.min(axis=1)
-        # The offered texts stand by length here; among equally near ones the caller's order decides.
-        index = np.where(block == smallest[:, None], offered_index[None, :], np.iinfo(np.int64).max).min(axis=1)
+        index = block.argmin(axis=1)
+        smallest = block[np.arange(len(block)), index]
         nearest[start : start + rows] = np.where(smallest <= distance, index, -1)
     return nearest
