@@ -165,6 +165,8 @@ class Encoder:
             tokens = batch.segment_ids[segment][batch.template_tokens[segment] :]
             special = next((token for token in tokens if batch.is_special[token]), None)
             if special is not None:
+                if values[special] not in batch.responses[segment]:
+                    return f"response {number} contains characters for which the tokenizer has no token"
                 text = values[special].decode(errors="replace")
                 return f"response {number} contains {text!r}, the text of a special token"
             if not b"".join([values[token] for token in tokens]).endswith(batch.responses[segment]):

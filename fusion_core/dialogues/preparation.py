@@ -147,7 +147,6 @@ class _Spool:
     reasons: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     unanswered: int = 0
-    first_fault: str = ""
     file_rows: list[tuple[Path, int, int, str]] = field(default_factory=list)
 
     @property
@@ -234,11 +233,12 @@ def _write_parts(spool: _Spool, spool_path: Path, config: DialoguesConfig, whole
     }
     start = 0
     # Read ahead, the whole file would stay in memory.
-    for batch in pq.ParquetFile(spool_path, pre_buffer=False).iter_batches(batch_size=BATCH_DIALOGUES):
-        table = pa.Table.from_batches([batch])
-        for part, writer in writers.items():
-            writer.write(table.filter(pa.array(parts[start : start + len(table)] == part)))
-        start += len(table)
+    with pq.ParquetFile(spool_path, pre_buffer=False) as spooled:
+        for batch in spooled.iter_batches(batch_size=BATCH_DIALOGUES):
+            table = pa.Table.from_batches([batch])
+            for part, writer in writers.items():
+                writer.write(table.filter(pa.array(parts[start : start + len(table)] == part)))
+            start += len(table)
     for writer in writers.values():
         writer.close()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from fusion_core.chat_templates import ChatTemplate
@@ -203,6 +204,18 @@ def test_response_with_a_special_token_is_refused_and_the_others_are_not() -> No
         encoder.encode(dialogues[1])
     assert len(encoder.encode_all([dialogues[1]])) == 1
     assert encoder.encode_all([]) == []
+
+
+def test_character_without_a_token_is_refused() -> None:
+    tokenizer = sentencepiece_tokenizer(CHATML)
+    vocabulary = {"<unk>": 0, "▁": 1, **{letter: place for place, letter in enumerate("abcdehitmsru\n", start=2)}}
+    tokenizer.backend_tokenizer.model = models.BPE(vocabulary, [], unk_token="<unk>")
+    tokenizer.unk_token = "<unk>"
+    first, refused = Encoder(tokenizer, 1000, "letters").encode_all(
+        [make_dialogue("a", "be"), make_dialogue("a", "b世e")]
+    )
+    assert isinstance(first, EncodedDialogue)
+    assert isinstance(refused, DialogueRefusedError) and "has no token" in str(refused)
 
 
 def test_tokenizer_that_changes_the_text_refuses_it() -> None:
