@@ -113,6 +113,8 @@ def decode_manifest(data: bytes, address: str) -> Manifest:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         raise BrokenObjectError(address, MANIFEST, f"its fields are not a manifest's ({error.error_count()})") from None
+    if encode_manifest(manifest) != data:
+        raise BrokenObjectError(address, MANIFEST, "its bytes are not the ones that were written")
     if manifest.address != address:
         raise BrokenObjectError(address, MANIFEST, f"it belongs to {manifest.address}")
     return manifest

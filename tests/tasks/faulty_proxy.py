@@ -29,7 +29,9 @@ class FaultyProxy:
     stall_seconds : float
         How long a stalled call is held before its connection is closed.
     only : tuple of str and str, optional
-        Method and end of the path of the calls that fail, every one of them, by the fault `only_fault`.
+        Method and end of the path of the calls that fail by `only_fault`; all others succeed.
+    only_times : int
+        How many of them fail before the rest succeeds.
     calls : int
     faults : Counter
         How often each fault happened.
@@ -42,6 +44,7 @@ class FaultyProxy:
     stall_seconds: float = 2.0
     only: tuple[str, str] | None = None
     only_fault: Fault = "stall"
+    only_times: int = 1_000_000
     calls: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -53,7 +56,8 @@ class FaultyProxy:
             self.calls += 1
             fault: Fault | None = None
             if self.only is not None:
-                if method == self.only[0] and urlsplit(path).path.endswith(self.only[1]):
+                chosen = method == self.only[0] and urlsplit(path).path.endswith(self.only[1])
+                if chosen and self.faults.total() < self.only_times:
                     fault = self.only_fault
             elif self.every and self.calls % self.every == 0:
                 fault = FAULTS[self.calls // self.every % len(FAULTS)]
