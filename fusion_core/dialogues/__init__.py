@@ -10,7 +10,7 @@ from fusion_core.dialogues.preparation import (
 from fusion_core.dialogues.resolution import ResolvedFile, dataset_digest, resolve_file
 from fusion_core.dialogues.rows import DataRow, read_rows
 from fusion_core.dialogues.shards import load_dialogues
-from fusion_core.dialogues.turns import Dialogue, MalformedRowError, Role, Turn, check_turns, dialogue_id
+from fusion_core.dialogues.turns import Dialogue, MalformedRowError, Role, Turn, check_turns, dialogue_id, opening_id
 
 __all__ = [
     "DataRow",
@@ -25,6 +25,7 @@ __all__ = [
     "dataset_digest",
     "dialogue_id",
     "load_dialogues",
+    "opening_id",
     "parse_row",
     "prepare_dialogues",
     "read_dialogues",

@@ -2,16 +2,18 @@
 
 Legend: D dialogues.
 
-Every dialogue has a score, a hash of its id spread evenly over 64 bits. Below ``held_out_share`` it belongs to the
-held-out side, for good: adding or removing other data cannot bring it into training. Three cases need more than that:
+Every dialogue has a score, a hash of its opening (everything up to its first response) spread evenly over 64 bits.
+Below ``held_out_share`` it belongs to the held-out side, for good: adding or removing other data cannot bring it into
+training. Dialogues with one opening, such as the branches of one conversation tree, have one score and stay together;
+otherwise responses that are trained on would be scored. Three cases need more than that:
 
 - ``held_out_limit``: the smallest scores of the domain are scored. The rest of its held-out side is set aside, neither
   trained nor scored, so that data added later cannot move a dialogue between training and scoring.
-- A domain of two or more dialogues of which none falls below the share holds out the smallest score. It stays held out
+- A domain of two or more openings of which none falls below the share holds out the smallest score. It stays held out
   whatever is added to other domains, and within its own until one with a smaller score arrives.
-- A domain of two or more dialogues that all fall below the share trains on the largest score, likewise.
+- A domain of two or more openings that all fall below the share trains on the largest score, likewise.
 
-A domain of a single dialogue is left where its score puts it.
+A domain of a single opening is left where its score puts it.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def first_occurrences(ids: np.ndarray, groups: np.ndarray | None = None) -> np.n
     -------
     bool [D]
     """
-    high, low = np.ascontiguousarray(ids).view(">u8").reshape(-1, 2).T
+    high, low = _halves(ids)
     keys = [low, high] if groups is None else [low, high, groups]
     order = np.lexsort(keys)
     is_new = np.zeros(len(order), bool)
@@ -105,13 +107,15 @@ def choose(ids: np.ndarray, files: np.ndarray, limits: list[int | None]) -> np.n
     return parts
 
 
-def split(ids: np.ndarray, domains: np.ndarray, share: float, limit: int | None) -> np.ndarray:
+def split(ids: np.ndarray, openings: np.ndarray, domains: np.ndarray, share: float, limit: int | None) -> np.ndarray:
     """Divide distinct dialogues into training, held-out and set-aside ones, domain by domain.
 
     Parameters
     ----------
     ids : uint8 [D, 16]
-        All different.
+        All different; they decide which dialogues of one opening come first under ``limit``.
+    openings : uint8 [D, 16]
+        Ids of the dialogues up to their first response.
     domains : int32 [D]
     share : float
         Of each domain, in expectation.
@@ -122,14 +126,27 @@ def split(ids: np.ndarray, domains: np.ndarray, share: float, limit: int | None)
     -------
     int8 [D] of Part
     """
-    score = scores(ids, b"held-out")
-    below = score < np.uint64(min(int(share * 2.0**64), 2**64 - 1))
+    score = scores(openings, b"held-out")
+    high, low = _halves(ids)
+    order = np.lexsort((low, high, score, domains))
     parts = np.full(len(ids), Part.TRAIN, np.int8)
-    order = np.lexsort((score, domains))
     for members in np.split(order, np.flatnonzero(np.diff(domains[order])) + 1):
-        held_out = int(np.count_nonzero(below[members]))
-        if len(members) > 1:
-            held_out = min(max(held_out, 1), len(members) - 1)
+        held_out = _held_out_count(score[members], share)
         parts[members[:held_out]] = Part.SET_ASIDE
         parts[members[: held_out if limit is None else min(held_out, limit)]] = Part.HELD_OUT
     return parts
+
+
+def _held_out_count(ascending: np.ndarray, share: float) -> int:
+    """How many of a domain's dialogues, by ascending score, are on the held-out side."""
+    smallest, largest = ascending[0], ascending[-1]
+    threshold = np.uint64(min(int(share * 2.0**64), 2**64 - 1))
+    if smallest < largest:
+        if threshold <= smallest:
+            return int(np.searchsorted(ascending, smallest, side="right"))
+        threshold = min(threshold, largest)
+    return int(np.searchsorted(ascending, threshold, side="left"))
+
+
+def _halves(ids: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(ids).view(">u8").reshape(-1, 2).T

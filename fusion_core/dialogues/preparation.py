@@ -22,7 +22,7 @@ from fusion_core.dialogues.held_out_split import Part, choose, split
 from fusion_core.dialogues.resolution import ResolvedFile
 from fusion_core.dialogues.rows import DataRow, read_rows
 from fusion_core.dialogues.shards import SCHEMA, ShardWriter, to_table
-from fusion_core.dialogues.turns import Dialogue, MalformedRowError
+from fusion_core.dialogues.turns import Dialogue, MalformedRowError, opening_id
 from fusion_core.errors import DialogueError
 
 BATCH_DIALOGUES = 1024
@@ -140,6 +140,7 @@ class _Spool:
     """What is kept of the rows while they wait, in input order, for their part to be decided."""
 
     ids: bytearray = field(default_factory=bytearray)
+    openings: bytearray = field(default_factory=bytearray)
     domains: array[int] = field(default_factory=lambda: array("i"))
     files: array[int] = field(default_factory=lambda: array("i"))
     domain_names: dict[str, int] = field(default_factory=dict)
@@ -180,6 +181,7 @@ def _read_file(file: DialogueFile, path: Path, spool: _Spool, writer: pq.Parquet
             continue
         spool.unanswered += unanswered
         spool.ids += bytes.fromhex(outcome.id)
+        spool.openings += bytes.fromhex(opening_id(outcome.turns))
         spool.domains.append(spool.domain_names.setdefault(outcome.domain, len(spool.domain_names)))
         spool.files.append(len(spool.limits) - 1)
         waiting.append(outcome)
@@ -216,16 +218,16 @@ def _check_quarantine(spool: _Spool, max_quarantined: float) -> None:
 
 
 def _write_parts(spool: _Spool, spool_path: Path, config: DialoguesConfig, whole: Path) -> PreparationReport:
-    ids = np.frombuffer(bytes(spool.ids), np.uint8).reshape(-1, 16)
+    ids, openings = (np.frombuffer(bytes(part), np.uint8).reshape(-1, 16) for part in (spool.ids, spool.openings))
     domains = np.array(spool.domains, np.int32)
     parts = choose(ids, np.array(spool.files, np.int32), spool.limits)
     kept = np.flatnonzero(parts == Part.TRAIN)
-    parts[kept] = split(ids[kept], domains[kept], config.held_out_share, config.held_out_limit)
+    parts[kept] = split(ids[kept], openings[kept], domains[kept], config.held_out_share, config.held_out_limit)
     for part, remedy in ((Part.TRAIN, "to train on"), (Part.HELD_OUT, "to hold out for scoring")):
         if not np.any(parts == part):
             raise DialogueError(
                 f"The data files hold {len(kept)} distinct dialogues, which leaves none {remedy}; give more dialogues, "
-                "at least two in a domain."
+                "at least two with different openings in a domain."
             )
     writers = {
         Part.TRAIN: ShardWriter(whole / "train", config.shard_dialogues),

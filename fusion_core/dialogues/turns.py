@@ -79,6 +79,12 @@ def dialogue_id(turns: Sequence[Turn]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
+def opening_id(turns: Sequence[Turn]) -> str:
+    """Return the id that the dialogue would have if it ended with its first response."""
+    first_response = next(index for index, turn in enumerate(turns) if turn.role == "assistant")
+    return dialogue_id(turns[: first_response + 1])
+
+
 def check_turns(turns: Sequence[tuple[Any, Any]]) -> tuple[tuple[Turn, ...], bool]:
     """Turn raw (role, content) pairs into the turns of a dialogue.
 

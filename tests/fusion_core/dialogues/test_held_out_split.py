@@ -32,57 +32,79 @@ def test_score_is_a_salted_hash_of_the_id() -> None:
 def test_every_domain_keeps_its_share() -> None:
     ids = make_ids(list(range(60_000)))
     domains = np.repeat([0, 1, 2], [40_000, 15_000, 5_000]).astype(np.int32)
-    parts = split(ids, domains, 0.05, None)
+    parts = split(ids, ids, domains, 0.05, None)
     for domain in range(3):
         share = np.mean(parts[domains == domain] == Part.HELD_OUT)
         assert abs(share - 0.05) < 4 * (0.05 * 0.95 / np.sum(domains == domain)) ** 0.5
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     names=st.lists(st.integers(0, 400), unique=True, min_size=1, max_size=120),
     kept=st.floats(0.1, 1.0),
     share=st.floats(0.05, 0.6),
     limit=st.none() | st.integers(1, 5),
+    branches=st.integers(1, 4),
 )
-def test_data_added_or_removed_never_moves_a_dialogue_into_or_out_of_training(names, kept, share, limit) -> None:
-    domains = np.array([name % 3 for name in names], np.int32)
-    whole = dict(zip(names, split(make_ids(names), domains, share, limit), strict=True))
+def test_rule_and_that_no_dialogue_moves(names, kept, share, limit, branches) -> None:
+    # Dialogue n belongs to domain n % 3 and opens as the others of its domain with the same n // (3 * branches).
+    def opening(name: int) -> int:
+        return name % 3 + 3 * (name // (3 * branches))
+
+    def divide(population: list[int]) -> dict[int, int]:
+        domains = np.array([name % 3 for name in population], np.int32)
+        openings = make_ids([opening(name) for name in population])
+        return dict(zip(population, split(make_ids(population), openings, domains, share, limit), strict=True))
+
     fewer = names[: max(1, int(len(names) * kept))]
-    part = dict(zip(fewer, split(make_ids(fewer), domains[: len(fewer)], share, limit), strict=True))
-    score = dict(zip(names, scores(make_ids(names), b"held-out") / 2.0**64, strict=True))
-    for domain in range(3):
-        for population, parts in ((names, whole), (fewer, part)):
-            members = sorted((name for name in population if name % 3 == domain), key=score.__getitem__)
-            below = sum(score[name] < share for name in members)
-            held_out = min(max(below, 1), len(members) - 1) if len(members) > 1 else below
-            scored = held_out if limit is None else min(held_out, limit)
-            # The rule, member by member.
-            expected = [Part.HELD_OUT] * scored + [Part.SET_ASIDE] * (held_out - scored)
-            expected += [Part.TRAIN] * (len(members) - held_out)
-            assert [parts[name] for name in members] == expected
-        # Where the share decides for both populations, as in all but tiny domains, no dialogue changes sides.
-        counts = [
-            (len(members), sum(score[name] < share for name in members))
-            for members in ([name for name in population if name % 3 == domain] for population in (names, fewer))
-        ]
-        if all(0 < below < size for size, below in counts):
-            for name in fewer:
-                if name % 3 == domain:
-                    assert (whole[name] == Part.TRAIN) == (part[name] == Part.TRAIN)
+    score = {name: int(scores(make_ids([opening(name)]), b"held-out")[0]) for name in names}
+    ids = {name: make_ids([name]).tobytes() for name in names}
+    sides = []
+    for population in (names, fewer):
+        parts = divide(population)
+        for domain in range(3):
+            members = sorted((n for n in population if n % 3 == domain), key=lambda n: (score[n], ids[n]))
+            values = sorted({score[name] for name in members})
+            below = [value for value in values if value < share * 2.0**64]
+            if len(values) > 1:
+                below = (below or values[:1])[: len(values) - 1]
+            held_out = [name for name in members if score[name] in below]
+            assert {parts[name] for name in members if score[name] not in below} <= {Part.TRAIN}
+            assert [parts[name] for name in held_out[:limit]] == [Part.HELD_OUT] * len(held_out[:limit])
+            assert {parts[name] for name in held_out[len(held_out[:limit]) :]} <= {Part.SET_ASIDE}
+            sides.append((domain, len(below), len(values), held_out))
+    # Where the share alone decides for both populations, as in all but tiny domains, no dialogue changes sides.
+    for (domain, *whole), (_, *part) in zip(sides[:3], sides[3:], strict=True):
+        decided = all(
+            0
+            < sum(score[n] < share * 2.0**64 for n in population if n % 3 == domain)
+            < sum(n % 3 == domain for n in population)
+            for population in (names, fewer)
+        )
+        if decided:
+            assert set(part[2]) == set(whole[2]) & set(fewer)
 
 
 def test_other_domains_change_nothing() -> None:
-    alone = split(make_ids([1, 2, 3]), np.zeros(3, np.int32), 0.001, 5)
-    beside = split(make_ids([1, 2, 3, *range(100, 900)]), np.repeat([0, 1], [3, 800]).astype(np.int32), 0.001, 5)
+    few, many = make_ids([1, 2, 3]), make_ids([1, 2, 3, *range(100, 900)])
+    alone = split(few, few, np.zeros(3, np.int32), 0.001, 5)
+    beside = split(many, many, np.repeat([0, 1], [3, 800]).astype(np.int32), 0.001, 5)
     assert alone.tolist() == beside[:3].tolist()
     assert sorted(alone.tolist()) == [Part.TRAIN, Part.TRAIN, Part.HELD_OUT]
 
 
 def test_domain_wholly_below_the_share_still_trains_on_one() -> None:
-    parts = split(make_ids([1, 2, 3]), np.zeros(3, np.int32), 1 - 1e-12, None)
+    ids = make_ids([1, 2, 3])
+    parts = split(ids, ids, np.zeros(3, np.int32), 1 - 1e-12, None)
     assert sorted(parts.tolist()) == [Part.TRAIN, Part.HELD_OUT, Part.HELD_OUT]
-    assert np.argmax(scores(make_ids([1, 2, 3]), b"held-out")) == parts.tolist().index(Part.TRAIN)
+    assert np.argmax(scores(ids, b"held-out")) == parts.tolist().index(Part.TRAIN)
+
+
+def test_dialogues_of_one_opening_stay_together() -> None:
+    ids, openings = make_ids(list(range(900))), make_ids([name // 9 for name in range(900)])
+    parts = split(ids, openings, np.zeros(900, np.int32), 0.3, None).reshape(100, 9)
+    assert np.all(parts == parts[:, :1])
+    assert 15 < np.sum(parts[:, 0] == Part.HELD_OUT) < 45
 
 
 def test_first_occurrences_against_a_plain_loop() -> None:

@@ -180,3 +180,20 @@ def test_held_out_limit_and_limit_are_counted(tmp_path: Path) -> None:
     assert len(load_part(tmp_path / "out", "train")) == report.train["general"]
     free = prepare(path, tmp_path / "free", {"limit": 300}, held_out_share=0.2)
     assert free.train == report.train and free.held_out["general"] == 10 + report.set_aside["general"]
+
+
+def test_no_scored_response_was_trained_on_after_the_same_words(shared_folder: Path, tmp_path: Path) -> None:
+    # The paths of one conversation tree share their beginnings.
+    path = shared_folder / "data" / "oasst100" / "oasst_en_100_paths.jsonl"
+    prepare(path, tmp_path / "out", held_out_share=0.2)
+
+    def responses(part: str) -> set[tuple]:
+        return {
+            dialogue.turns[: end + 1]
+            for dialogue in load_part(tmp_path / "out", part)
+            for end, turn in enumerate(dialogue.turns)
+            if turn.role == "assistant"
+        }
+
+    scored, trained = responses("held_out"), responses("train")
+    assert len(scored) > 50 and len(trained) > 200 and not scored & trained
