@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,12 @@ from fusion_core.merge_spec import MergeSpec
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+
+# What is left in a shard after compression, measured on chat text.
+BITS_OF_LOG_PROB = 11.3
+SHARE_OF_TOKEN_ID_BITS = 0.66
+BYTES_OF_LABEL = 3.6
 
 
 class Section(BaseModel):
@@ -93,7 +100,9 @@ class DialoguesConfig(Section):
         2048, description="Longer dialogues are cut here, by each model's own tokens."
     )
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.02, description="Share of each domain that is scored and never trained on; decided by content hash."
+        0.02,
+        description="Share of each domain that is scored and never trained on; decided by content hash, alike for "
+        "dialogues that open with the same exchange.",
     )
     held_out_limit: PositiveInt | None = Field(
         None,
@@ -127,6 +136,17 @@ class ExtractionConfig(Section):
         if self.truncation == "top_k" and self.seed:
             raise ValueError("`seed` matters only with `truncation: sampled`; remove it")
         return self
+
+    def bytes_per_position(self, vocabulary_size: int) -> float:
+        """Estimate the bytes that a response position takes in a shard on disk, everything counted.
+
+        Parameters
+        ----------
+        vocabulary_size : int
+            Of the model that is read.
+        """
+        bits_of_token_id = SHARE_OF_TOKEN_ID_BITS * math.log2(vocabulary_size)
+        return self.top_k * (BITS_OF_LOG_PROB + bits_of_token_id) / 8 + BYTES_OF_LABEL
 
 
 class AlignmentConfig(Section):
@@ -198,6 +218,14 @@ class FusionFunctionConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters in place of full fine-tuning."""
+
+    rank: PositiveInt = Field(16, description="Rank of every adapter.")
+    alpha: PositiveFloat = Field(32.0, description="An adapter counts alpha / rank times.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Share of an adapter's inputs left out.")
+
+
 class TrainingConfig(Section):
     """How a target is trained from the pivot on fused distributions."""
 
@@ -222,6 +250,11 @@ class TrainingConfig(Section):
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."
+    )
+    lora: LoraConfig | None = Field(
+        None,
+        description="Train low-rank adapters on every linear layer instead of all weights, with a fraction of the "
+        "optimizer's memory; they are merged into plain weights at the end. Wants a higher `learning_rate`.",
     )
     processes: PositiveInt = Field(
         1,

@@ -1,7 +1,7 @@
 """Extraction: a model reads encoded dialogues and leaves its next-token distributions at the response positions.
 
-Legend: D dialogues, N response positions of all of them, n positions of one batch, T tokens of the longest dialogue of a
-batch, H hidden size, V vocabulary, K entries.
+Legend: D dialogues, N response positions of all of them, n positions of one batch, T tokens of a batch's longest
+dialogue, H hidden size, V vocabulary, K entries.
 
 The model's body runs over whole batches; only the hidden states at response positions meet the output embedding.
 Padding stands on the right, where a causal model cannot see it from any token that counts, so no mask is needed.
@@ -26,6 +26,7 @@ from fusion_core.distributions import TopK
 from fusion_core.errors import ModelError
 from fusion_core.output_heads import OutputHead, find_output_head
 from fusion_core.progress import Advance, ignore_progress
+from fusion_core.sampled_logits import position_uniforms, sampled_distributions, sampled_of_logits
 from fusion_core.top_k_logits import LogitTransform, top_k_distributions, top_k_of_logits
 
 __all__ = ["ExtractionStatistics", "LogitTransform", "extract_shard", "top_k_distributions"]
@@ -67,6 +68,8 @@ class ExtractionStatistics:
     batch_tokens : int
         The token budget that held; below the recipe's where memory ran out.
     seconds : float
+    own_logits : bool
+        The model's head was not understood and its own logits were taken.
     """
 
     positions: int
@@ -74,6 +77,7 @@ class ExtractionStatistics:
     padding_share: float
     batch_tokens: int
     seconds: float
+    own_logits: bool
 
     @property
     def positions_per_second(self) -> float:
@@ -163,6 +167,7 @@ class _Extraction:
         self.done = self.tokens_read = 0
         self.started = time.monotonic()
         self.known = self._know()
+        self.budget = self._first_budget()
 
     def _know(self) -> _Known:
         if self.model not in _known and any(self.lengths):
@@ -183,10 +188,7 @@ class _Extraction:
         return dialogue
 
     def read_all(self) -> TopK:
-        budget = min(self.config.batch_tokens, self.known.batch_tokens or self.config.batch_tokens)
-        if self.known.head is None:
-            budget = min(budget, self._budget_of_own_logits())
-        waiting = token_batches(self.lengths, budget)
+        waiting = token_batches(self.lengths, self.budget)
         while waiting:
             batch = waiting[0]
             try:
@@ -194,21 +196,25 @@ class _Extraction:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                budget = self._halve(budget, batch)
+                self._halve(batch)
                 left = np.zeros(len(self.lengths), dtype=np.int64)
                 rest = np.concatenate(waiting)
                 left[rest] = np.asarray(self.lengths)[rest]
-                waiting = token_batches(left, budget)
+                waiting = token_batches(left, self.budget)
                 continue
             waiting.pop(0)
             self.progress(self.done, int(self.row_splits[-1]))
-        self.known.batch_tokens = budget
         return TopK(self.token_ids, self.log_probs, self.label_log_probs, self.row_splits)
 
-    def _budget_of_own_logits(self) -> int:
-        return max(1, OWN_LOGITS // int(self.model.config.get_text_config().vocab_size))
+    def _first_budget(self) -> int:
+        budgets = [self.config.batch_tokens]
+        if self.known.batch_tokens is not None:
+            budgets.append(self.known.batch_tokens)
+        if self.known.head is None:
+            budgets.append(max(1, OWN_LOGITS // int(self.model.config.get_text_config().vocab_size)))
+        return min(budgets)
 
-    def _halve(self, budget: int, batch: np.ndarray) -> int:
+    def _halve(self, batch: np.ndarray) -> None:
         longest = self.lengths[int(batch[0])]
         if len(batch) == 1:
             raise ModelError(
@@ -218,13 +224,12 @@ class _Extraction:
             ) from None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        budget = max(len(batch) * longest // 2, longest)
+        self.budget = self.known.batch_tokens = max(len(batch) * longest // 2, longest)
         logger.warning(
-            "Model %r: out of memory, going on with %d tokens in a batch; set `batch_tokens` to it to avoid the attempt.",
+            "Model %r: out of memory, going on with %d tokens in a batch; set `batch_tokens` to that next time.",
             self.model_name,
-            budget,
+            self.budget,
         )
-        return budget
 
     @torch.inference_mode()
     def _read_batch(self, batch: np.ndarray) -> None:
@@ -235,7 +240,7 @@ class _Extraction:
         columns = np.concatenate([dialogue.response_positions for dialogue in dialogues]).astype(np.int64)
         labels = np.concatenate([d.input_ids[d.response_positions + 1] for d in dialogues]).astype(np.int64)
         at = (torch.from_numpy(rows).to(self.device), torch.from_numpy(columns).to(self.device))
-        token_ids, log_probs, label_log_probs = self._distributions(input_ids, at, torch.from_numpy(labels))
+        token_ids, log_probs, label_log_probs = self._distributions(input_ids, at, torch.from_numpy(labels), dialogues)
         places = np.concatenate([np.arange(self.row_splits[i], self.row_splits[i + 1]) for i in batch])
         self.token_ids[places] = token_ids.cpu().numpy()
         self.log_probs[places] = log_probs.cpu().numpy()
@@ -245,24 +250,26 @@ class _Extraction:
         self.tokens_read += input_ids.numel()
 
     def _distributions(
-        self, input_ids: Tensor, at: tuple[Tensor, Tensor], labels: Tensor
+        self, input_ids: Tensor, at: tuple[Tensor, Tensor], labels: Tensor, dialogues: list[Encoded]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = self.known.head
+        head, k = self.known.head, self.config.top_k
+        labels = labels.to(self.device)
+        uniforms = self._uniforms(dialogues) if self.config.truncation == "sampled" else None
         if head is None:
             logits = self.model(input_ids=input_ids, use_cache=False).logits[at]
-            return top_k_of_logits(
-                logits, labels.to(logits.device), self.config.top_k, vocabulary_size=self.vocabulary_size
-            )
+            if uniforms is not None:
+                return sampled_of_logits(logits, labels, k, uniforms, vocabulary_size=self.vocabulary_size)
+            return top_k_of_logits(logits, labels, k, vocabulary_size=self.vocabulary_size)
         hidden = head.body(input_ids=input_ids, use_cache=False).last_hidden_state[at]
-        return top_k_distributions(
-            hidden,
-            head.weight,
-            labels.to(hidden.device),
-            self.config.top_k,
-            bias=head.bias,
-            transform=head.transform,
-            vocabulary_size=self.vocabulary_size,
-        )
+        settings = {"bias": head.bias, "transform": head.transform, "vocabulary_size": self.vocabulary_size}
+        if uniforms is not None:
+            return sampled_distributions(hidden, head.weight, labels, k, uniforms, **settings)
+        return top_k_distributions(hidden, head.weight, labels, k, **settings)
+
+    def _uniforms(self, dialogues: list[Encoded]) -> Tensor:
+        seed = self.config.seed
+        numbers = [position_uniforms(seed, d.dialogue_id, len(d.response_positions)) for d in dialogues]
+        return torch.from_numpy(np.concatenate(numbers)).to(self.device)
 
     def _refuse_not_finite(self, places: np.ndarray, rows: np.ndarray, dialogues: list[Encoded]) -> None:
         finite = np.isfinite(self.label_log_probs[places]) & np.isfinite(self.log_probs[places, 0])
@@ -279,8 +286,9 @@ class _Extraction:
             positions=int(self.row_splits[-1]),
             tokens=tokens,
             padding_share=1.0 - tokens / self.tokens_read if self.tokens_read else 0.0,
-            batch_tokens=self.known.batch_tokens or self.config.batch_tokens,
+            batch_tokens=self.budget,
             seconds=time.monotonic() - self.started,
+            own_logits=bool(tokens) and self.known.head is None,
         )
 
 

@@ -3,9 +3,9 @@
 Legend: N positions, n positions of one chunk, H hidden size, V vocabulary (rows of the output embedding), K entries,
 B blocks of L = 32 columns, T tiles of W columns.
 
-A chunk's logits [n, V] are computed tile by tile. While a tile is in cache its log-sum-exp and the largest logit of each
-block are taken; the K largest logits then lie in the K blocks with the largest maxima, so that only 32 K columns are
-ranked instead of V.
+A chunk's logits [n, V] are computed tile by tile. While a tile is in cache its log-sum-exp and the largest logit of
+each block are taken; the K largest logits then lie in the K blocks with the largest maxima, so that only 32 K columns
+are ranked instead of V.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 BLOCK_COLUMNS = 32
-# Width of a tile: its float32 logits for a chunk stay in a processor's cache; a GPU takes all columns in one launch.
-PROCESSOR_TILE_COLUMNS = 4096
-# Logits of one chunk: 128 MiB of float32 on a processor; a GPU needs more rows to be busy, and has the room.
-PROCESSOR_CHUNK_LOGITS = 1 << 25
-CUDA_CHUNK_LOGITS = 1 << 28
-CHUNK_POSITIONS = (16, 2048)
+# A tile's float32 logits for a chunk, 2 MiB, stay in a processor's cache; a GPU takes all columns in one launch.
+PROCESSOR_TILE_COLUMNS = 2048
+# At most so many positions in a chunk, and logits (128 MiB of float32); a GPU needs more to be busy, and has the room.
+PROCESSOR_CHUNK = (256, 1 << 25)
+CUDA_CHUNK = (2048, 1 << 28)
+SMALLEST_CHUNK_POSITIONS = 16
 # Candidates beyond K where products come out in half precision and are ranked again exactly.
 SPARE_CANDIDATES = 8
+# Products of candidates taken at once, so that they stay in a processor's cache.
+EXACT_PRODUCTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def top_k_distributions(
     bias : Tensor [V], optional
         The output embedding's bias.
     chunk_size : int, optional
-        Positions whose logits are held at once; by default as many as fill 128 MiB (1 GiB on a GPU).
+        Positions whose logits are held at once; by default 256, fewer for large V (2048 on a GPU).
     transform : LogitTransform, optional
         What the model does to its logits.
     vocabulary_size : int, optional
@@ -150,7 +152,7 @@ def top_k_of_logits(
     padding = -vocabulary % BLOCK_COLUMNS
     tile = nn.functional.pad(logits, (0, padding), value=-torch.inf)
     tile[:, storable:] = -torch.inf
-    maxima = tile.view(positions, BLOCK_COLUMNS, -1).amax(1)
+    maxima = tile.view(positions, -1, BLOCK_COLUMNS).amax(2)
     chunk = LogitChunk(tile.unsqueeze(0), maxima, _log_sum_exp(logits), storable)
     ids, log_probs, label_log_probs = _read_float32(chunk, labels, min(k, storable), LogitTransform())
     token_ids = nn.functional.pad(ids.to(torch.int32), (0, k - ids.shape[1]), value=-1)
@@ -159,9 +161,8 @@ def top_k_of_logits(
 
 def default_chunk_size(vocabulary: int, device: torch.device) -> int:
     """Positions whose logits are held at once on this device."""
-    logits = CUDA_CHUNK_LOGITS if device.type == "cuda" else PROCESSOR_CHUNK_LOGITS
-    smallest, largest = CHUNK_POSITIONS
-    return min(max(logits // vocabulary, smallest), largest)
+    positions, logits = CUDA_CHUNK if device.type == "cuda" else PROCESSOR_CHUNK
+    return max(SMALLEST_CHUNK_POSITIONS, min(positions, logits // vocabulary))
 
 
 def chunk_logits(
@@ -183,7 +184,7 @@ def chunk_logits(
         if storable < start + width:
             tile[:, max(0, storable - start) :] = -torch.inf
             logits = tile.float()
-        maxima.append(logits.view(positions, BLOCK_COLUMNS, -1).amax(1))
+        maxima.append(logits.view(positions, -1, BLOCK_COLUMNS).amax(2))
     return LogitChunk(tiles, torch.cat(maxima, 1), torch.logsumexp(torch.stack(normalisers, 1), 1), storable)
 
 
@@ -210,7 +211,12 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
 
 def exact_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor) -> Tensor:
     """Logits [n, m] of token ids [n, m] from float32 products, before the transform."""
-    logits = torch.bmm(weight[token_ids].float(), hidden.float().unsqueeze(2)).squeeze(2)
+    step = max(1, EXACT_PRODUCTS // (token_ids.shape[1] * hidden.shape[1]))
+    parts = []
+    for ids, states in zip(token_ids.split(step), hidden.split(step), strict=True):
+        rows = weight.index_select(0, ids.flatten()).float().view(*ids.shape, -1)
+        parts.append(rows.mul_(states.float().unsqueeze(1)).sum(2))
+    logits = torch.cat(parts)
     return logits if bias is None else logits + bias[token_ids].float()
 
 
@@ -266,12 +272,13 @@ def rank(chunk: LogitChunk, k: int) -> tuple[Tensor, Tensor]:
 def _block_candidates(chunk: LogitChunk, k: int) -> tuple[Tensor, Tensor]:
     """Ids and logits [n, L k] of all columns of the k blocks with the largest maxima."""
     blocks = chunk.block_maxima.topk(min(k, chunk.block_maxima.shape[1]), dim=1, sorted=False).indices
-    width = chunk.tiles.shape[2]
-    # A block is every stride-th column of its tile, so that the maxima of all blocks are taken by whole registers.
-    stride = width // BLOCK_COLUMNS
-    columns = torch.arange(0, width, stride, device=blocks.device)
-    ids = ((blocks // stride * width + blocks % stride).unsqueeze(2) + columns).flatten(1)
-    return ids, chunk.gather(ids)
+    _, positions, width = chunk.tiles.shape
+    per_tile = width // BLOCK_COLUMNS
+    row = torch.arange(positions, device=blocks.device).unsqueeze(1)
+    places = (blocks // per_tile * positions + row) * per_tile + blocks % per_tile
+    logits = chunk.tiles.view(-1, BLOCK_COLUMNS).index_select(0, places.flatten())
+    ids = blocks.unsqueeze(2) * BLOCK_COLUMNS + torch.arange(BLOCK_COLUMNS, device=blocks.device)
+    return ids.flatten(1), logits.view(positions, -1)
 
 
 def _order(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
