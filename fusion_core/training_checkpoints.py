@@ -27,6 +27,8 @@ from torch.optim import Optimizer
 from fusion_core.errors import TrainingError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# Frozen weights are the pivot's and need no storing.
+WHOLE_TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class TrainingCheckpoints:
@@ -49,8 +51,8 @@ class TrainingCheckpoints:
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: dict[str, Any], *, writes: bool) -> None:
         """Write the state after `step` optimizer steps; every process calls this, one of them writes."""
-        weights = get_model_state_dict(model, options=WHOLE)
-        moments = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+        weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE_TRAINED)
+        moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=WHOLE)
         if not writes:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ class TrainingCheckpoints:
         newest = found[-1]
         try:
             state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-            weights = load_file(newest / "model.safetensors")
+            weights: dict[str, Any] = load_file(newest / "model.safetensors")
             tensors = load_file(newest / "optimizer.safetensors")
         except Exception as error:
             raise TrainingError(
@@ -100,9 +102,9 @@ class TrainingCheckpoints:
                 f"The training checkpoint {newest} belongs to a run with another {', '.join(differing)}; delete "
                 f"{self._folder} to start anew, or give this run a checkpoint folder of its own."
             )
-        # Not strict: of tied weights one name is stored, and the others follow it.
+        # Not strict: frozen weights are not stored, and of tied ones only one name is, which the others follow.
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-        moments: dict[str, dict[str, torch.Tensor]] = {}
+        moments: dict[str, Any] = {}
         for flat_name, tensor in tensors.items():
             name, key = flat_name.rsplit("/", 1)
             moments.setdefault(name, {})[key] = tensor

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from transformers import PreTrainedModel
 
 from fusion_core.config import ModelConfig, TrainingConfig
 from fusion_core.errors import TrainingError, TrainingInterruptedError
+from fusion_core.losses_mixture import Tail
 from fusion_core.models import ResolvedModel, load_model, read_model_config, resolve_model
 from fusion_core.progress import Advance
+from fusion_core.training_adapters import add_adapters, merge_adapters
 from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
 from fusion_core.training_data import Batch, BatchPlan, FusedShards, load_batch
 from fusion_core.training_devices import accelerated, distributed
@@ -60,7 +63,7 @@ def train_in_this_process(
     """Train as this process, alone or as one of several that an outside launch made; see `train_target`."""
     data = FusedShards(shards)
     with accelerated(config, device) as accelerator, torch.random.fork_rng(devices=_cuda(device)):
-        pivot = resolve_model(ModelConfig(name="pivot", path=pivot_folder))
+        pivot = resolve_model(ModelConfig.model_validate({"name": "pivot", "path": pivot_folder}))
         language_model = load_model(pivot, accelerator.device, torch.float32)
         model = _target(language_model, config, lm_weight, data)
         prepared = distributed(model, accelerator, config.strategy)
@@ -111,7 +114,7 @@ def train_in_this_process(
                         f"Training was asked to stop (SIGTERM) and wrote a checkpoint after step {step} of "
                         f"{plan.steps}; the same command goes on from there."
                     )
-        _write(accelerator, prepared, language_model, pivot_folder, output)
+        _write(accelerator, prepared, language_model, config, pivot_folder, output)
         return history.report(plan.steps)
 
 
@@ -134,7 +137,7 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
 def _target(
     language_model: PreTrainedModel, config: TrainingConfig, lm_weight: float, data: FusedShards
 ) -> TargetModel:
-    tail = config.tail
+    tail: Tail = config.tail
     if data.truncations == {"sampled"}:
         tail = "weights"
     elif "sampled" in data.truncations:
@@ -145,6 +148,8 @@ def _target(
         raise TrainingError("Sampled distributions have no temperature; remove `temperature` from the recipe.")
     probe = data.micro_batch([0], pad_token_id=0).input_ids[0].to(language_model.device)
     model = TargetModel(language_model, probe, lm_weight=lm_weight, temperature=config.temperature, tail=tail)
+    if config.lora is not None:
+        add_adapters(language_model, config.lora, config.seed)
     if config.gradient_checkpointing:
         language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
@@ -200,11 +205,18 @@ def _prefetched(
 
 
 def _write(
-    accelerator: Accelerator, model: nn.Module, language_model: PreTrainedModel, pivot_folder: Path, output: Path
+    accelerator: Accelerator,
+    model: nn.Module,
+    language_model: PreTrainedModel,
+    config: TrainingConfig,
+    pivot_folder: Path,
+    output: Path,
 ) -> None:
-    weights = get_model_state_dict(model, options=WHOLE)
+    weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     if accelerator.is_main_process:
         plain = {name.removeprefix("language_model."): tensor for name, tensor in weights.items()}
+        if config.lora is not None:
+            plain = merge_adapters(plain, config.lora)
         write_target(language_model, plain, pivot_folder, output)
     accelerator.wait_for_everyone()
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fusion_core.config import TrainingConfig
+from fusion_core.config import LoraConfig, TrainingConfig
 from fusion_core.training import train_target
+from fusion_core.training_adapters import add_adapters, merge_adapters
 from fusion_core.training_loop import learning_rate
 from tests.fusion_core.training_fixtures import (
     VOCABULARY,
@@ -203,6 +204,66 @@ def test_output_is_the_pivot_folder_with_other_weights(tied, shards, tmp_path):
     model, report = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_are_merged_into_plain_weights(tied, shards, tmp_path):
+    pivot = write_tiny_llama(tmp_path / "pivot", seed=1, tied=tied)
+    config = settings(lora={"rank": 4, "alpha": 8.0, "dropout": 0.1}, learning_rate=3e-2, checkpoint_steps=3)
+    report = train(pivot, shards, tmp_path, config)
+    assert report.last_lm_loss < report.first_lm_loss
+    before, after = weights(pivot), weights(tmp_path / "target")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-4) <= 4
+    assert not any("lora" in name for name in after)
+
+
+def test_resumed_adapters_end_the_same(pivot, shards, tmp_path):
+    class PowerCutError(Exception):
+        pass
+
+    def cut(done: int, total: int) -> None:
+        if done == 6:
+            raise PowerCutError
+
+    config = settings(lora={"rank": 4, "dropout": 0.2})
+    train(pivot, shards, tmp_path / "whole", config)
+    with pytest.raises(PowerCutError):
+        train(pivot, shards, tmp_path / "cut", config, progress=cut)
+    stored = load_file(tmp_path / "cut/checkpoints/step-00000004/model.safetensors")
+    assert stored and all("lora" in name for name in stored)
+    train(pivot, shards, tmp_path / "cut", config)
+    assert (tmp_path / "cut/target/model.safetensors").read_bytes() == (
+        tmp_path / "whole/target/model.safetensors"
+    ).read_bytes()
+
+
+def test_merged_adapters_compute_what_the_adapters_did(tmp_path):
+    folder = write_tiny_llama(tmp_path / "pivot", seed=1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config = LoraConfig(rank=3, alpha=7.0)
+    add_adapters(model, config, seed=0)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora" in name)
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    unmerged = plain(torch.arange(10)[None]).logits
+    plain.load_state_dict(merge_adapters(model.state_dict(), config))
+    expected = model(torch.arange(10)[None]).logits
+    torch.testing.assert_close(plain(torch.arange(10)[None]).logits, expected, rtol=1e-4, atol=1e-5)
+    assert (expected - unmerged).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"tail": "bucket", "temperature": 1.5}])
+def test_settings_that_save_memory_keep_the_result_and_others_change_it(changes, pivot, shards, tmp_path):
+    plain = train(pivot, shards, tmp_path / "plain", settings(lm_weight=0.2))
+    changed = train(pivot, shards, tmp_path / "changed", settings(lm_weight=0.2, **changes))
+    same = [w.fusion_loss for w in changed.windows] == pytest.approx([w.fusion_loss for w in plain.windows], rel=1e-5)
+    assert same == ("gradient_checkpointing" in changes)
 
 
 def test_learning_rate_rises_then_falls():
