@@ -8,6 +8,7 @@ from typing import Any
 
 from fusion_core.alignment.coverage import Coverage
 from fusion_core.config import ModelConfig
+from fusion_core.model_card import read_license
 from fusion_core.models import ResolvedModel, count_parameters, load_tokenizer
 from fusion_core.report.run_summary import CoverageRow, DataRow, MergeSummary, ModelRow, Role, StageRow, TrainingCurve
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
@@ -142,6 +143,7 @@ def _given_model(model: ResolvedModel, entry: ModelConfig, role: Role) -> ModelR
         digest=model.digest,
         origin=entry.hub or model.folder.name,
         revision=model.revision,
+        license=read_license(model.folder),
         note=entry.note,
     )
 
