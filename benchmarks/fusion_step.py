@@ -11,9 +11,10 @@ b  plain fine-tuning with the chunked fused linear cross-entropy, which knows no
 c  fusion training: the same chunks against the mixture of label and fused distribution
 d  fusion training with two dense [T, V] targets, as the paper's code builds them
 
-Times are medians over rounds in which the four take turns; the ratio is the median of the rounds' ratios, so that
-what else the machine does falls on both sides. Memory is the peak over the process at rest with model and data, each
-way in a process of its own. Budget: c at most 1.05 x b in both.
+Times are medians over rounds in which the four take turns, and ratios the median of the rounds' ratios, so that what
+else the machine does falls on both sides. On a CPU the ratio of processor times is shown too: a busy machine disturbs
+it least. Memory is the peak over the process at rest with model and data, each way in a process of its own. Budget:
+c at most 1.05 x b in both.
 """
 
 from __future__ import annotations
@@ -116,11 +117,11 @@ def step(way: str, model: LlamaForCausalLM, data: dict[str, Tensor], chunk_size:
         torch.cuda.synchronize()
 
 
-def seconds(action: Callable[[], None]) -> float:
-    """Return the wall time of an action."""
-    started = time.perf_counter()
+def seconds(action: Callable[[], None]) -> tuple[float, float]:
+    """Return the wall time and the processor time of an action."""
+    started = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - started
+    return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
 def peak_bytes(way: str, vocabulary: int, tokens: int, chunk_size: int, device: torch.device) -> int:
@@ -172,7 +173,7 @@ def main() -> None:
     model, data = build(arguments.vocabulary, arguments.tokens, device)
     for way in arguments.ways:
         step(way, model, data, arguments.chunk_size)
-    times: dict[str, list[float]] = {way: [] for way in arguments.ways}
+    times: dict[str, list[tuple[float, float]]] = {way: [] for way in arguments.ways}
     for number in range(arguments.rounds):
         order = arguments.ways if number % 2 == 0 else arguments.ways[::-1]
         for way in order:
@@ -181,13 +182,14 @@ def main() -> None:
         f"V = {arguments.vocabulary:,}, T = {arguments.tokens:,}, k = {TOP_K}, {compute_dtype('auto', device)}, "
         f"{device.type}, {torch.get_num_threads()} threads, medians of {arguments.rounds} rounds"
     )
-    print(f"{'way':<50} {'s/step':>8} {'x b':>6} {'peak MB':>9} {'x b':>6}")
+    print(f"{'way':<50} {'s/step':>8} {'x b':>6} {'processor s':>12} {'x b':>6} {'peak MB':>9} {'x b':>6}")
     for way in arguments.ways:
-        ratio = statistics.median(mine / base for mine, base in zip(times[way], times["b"], strict=True))
-        print(
-            f"{way}  {WAYS[way]:<47} {statistics.median(times[way]):>8.3f} {ratio:>6.3f} {peaks[way] / 1e6:>9.0f} "
-            f"{peaks[way] / peaks['b']:>6.3f}"
-        )
+        row = f"{way}  {WAYS[way]:<47}"
+        for clock, width in ((0, 8), (1, 12)):
+            mine, base = ([pair[clock] for pair in times[name]] for name in (way, "b"))
+            ratio = statistics.median(one / other for one, other in zip(mine, base, strict=True))
+            row += f" {statistics.median(mine):>{width}.3f} {ratio:>6.3f}"
+        print(f"{row} {peaks[way] / 1e6:>9.0f} {peaks[way] / peaks['b']:>6.3f}")
 
 
 if __name__ == "__main__":

@@ -29,10 +29,17 @@ from fusion_core.models import ResolvedModel, load_model, read_model_config, res
 from fusion_core.progress import Advance
 from fusion_core.training_adapters import add_adapters, merge_adapters
 from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
-from fusion_core.training_data import Batch, BatchPlan, FusedShards, load_batch
+from fusion_core.training_data import Batch, BatchPlan, FusedShards, MicroBatch, load_batch
 from fusion_core.training_devices import accelerated, distributed
 from fusion_core.training_interruption import Interruption
-from fusion_core.training_metrics import StepResult, Stopwatch, TrainingHistory, TrainingReport, TrainingWindow
+from fusion_core.training_metrics import (
+    StepResult,
+    Stopwatch,
+    TrainingHistory,
+    TrainingReport,
+    TrainingWindow,
+    peak_memory_bytes,
+)
 from fusion_core.training_model import TargetModel, decay_groups, write_target
 
 # They change time, memory or what is told, and weights by rounding at most: a run may go on with others.
@@ -139,6 +146,8 @@ def _target(
 ) -> TargetModel:
     tail: Tail = config.tail
     if data.truncations == {"sampled"}:
+        if tail == "bucket":
+            raise TrainingError("Sampled distributions have no tail, `tail: bucket` no meaning; remove it.")
         tail = "weights"
     elif "sampled" in data.truncations:
         raise TrainingError(
@@ -163,7 +172,10 @@ def _accumulate_gradients(
     sums = torch.zeros(4, device=accelerator.device)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         is_last = number == len(batch.micro_batches)
-        with nullcontext() if is_last else accelerator.no_sync(model):
+        with (
+            nullcontext() if is_last else accelerator.no_sync(model),
+            _memory_error_explained(micro_batch, accelerator.device),
+        ):
             with accelerator.autocast():
                 parts = model(micro_batch.to(accelerator.device), normaliser)
             accelerator.backward(parts[0])
@@ -172,6 +184,22 @@ def _accumulate_gradients(
     sums[3] = float(interruption.requested)
     loss, lm_loss, fusion_loss, stops = accelerator.reduce(sums, reduction="mean").tolist()
     return (loss, lm_loss, fusion_loss), stops > 0
+
+
+@contextmanager
+def _memory_error_explained(batch: MicroBatch, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        # The processor's allocator raises a plain RuntimeError.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        dialogues, tokens = batch.input_ids.shape
+        raise TrainingError(
+            f"Memory ran out in a forward pass of {dialogues} dialogues of {tokens} tokens, with a peak of "
+            f"{peak_memory_bytes(device) / 1e9:.1f} GB: lower `micro_batch_tokens`, set `gradient_checkpointing: true` "
+            "or shorten dialogues with `max_length_tokens`."
+        ) from error
 
 
 def _apply_gradients(optimizer: AcceleratedOptimizer, rate: float) -> None:

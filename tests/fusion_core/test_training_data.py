@@ -140,3 +140,30 @@ def test_another_runs_checkpoint_is_refused(pivot, shards, tmp_path):  # noqa: F
         train(pivot, shards, tmp_path, settings(learning_rate=1e-3), lm_weight=0.5)
     # What changes speed alone is free to change.
     train(pivot, shards, tmp_path, settings(micro_batch_tokens=500))
+
+
+def test_sampled_distributions_are_importance_weights(pivot, tmp_path):  # noqa: F811
+    dialogues = random_dialogues(8)
+    top_k = labelled(dialogues)
+    paths = []
+    for truncation in ("top_k", "sampled"):
+        paths.append(tmp_path / f"{truncation}.parquet")
+        write_shard(paths[-1], fused_shard(dialogues, top_k, truncation=truncation))
+    config = settings(epochs=1, batch_dialogues=8, window_steps=1)
+    losses = [train(pivot, [path], tmp_path / path.stem, config).windows[0].fusion_loss for path in paths]
+    # Each row has one entry of probability exp(-0.5): renormalised it counts whole, as a weight for what it is.
+    assert losses[1] == pytest.approx(np.exp(-0.5) * losses[0], rel=1e-4)
+    with pytest.raises(TrainingError, match="Some fused shards hold sampled"):
+        train(pivot, paths, tmp_path / "both", config)
+    for changes in ({"tail": "bucket"}, {"temperature": 2.0}):
+        with pytest.raises(TrainingError, match="Sampled distributions have no"):
+            train(pivot, paths[1:], tmp_path / "refused", settings(**changes))
+
+
+def test_running_out_of_memory_names_the_batch_and_what_to_lower(pivot, shards, tmp_path, monkeypatch):  # noqa: F811
+    def no_memory(*arguments, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr("fusion_core.training_model.fusion_cross_entropy", no_memory)
+    with pytest.raises(TrainingError, match=r"2 dialogues of 39 tokens.*`micro_batch_tokens`"):
+        train(pivot, shards, tmp_path, settings())
