@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +68,21 @@ def read_model_size(model: ModelConfig) -> tuple[ModelSize | None, str | None]:
         config = _load_config(model, str(folder))
         stored = _stored_bytes_per_parameter(folder)
         return size_from_config(model.name, config, stored, trust_remote_code=model.trust_remote_code), None
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
-    try:
-        config_file = hf_hub_download(
-            str(model.hub), "config.json", revision=model.revision, etag_timeout=CONFIG_FETCH_SECONDS
-        )
-    except Exception as error:
-        return None, (
-            f"Model {model.name!r}: config.json of {model.hub} cannot be fetched from the hub "
-            f"({type(error).__name__}), so its size, FLOPs and memory are unknown."
-        )
-    try:
-        config = _load_config(model, str(Path(config_file).parent))
-        return size_from_config(model.name, config, trust_remote_code=model.trust_remote_code), None
-    except ModelError:
-        pass
+    with tempfile.TemporaryDirectory(prefix="fuseline-config-") as scratch:
+        try:
+            folder = _fetch_config(model, Path(scratch))
+        except Exception as error:
+            return None, (
+                f"Model {model.name!r}: config.json of {model.hub} cannot be fetched from the hub "
+                f"({type(error).__name__}), so its size, FLOPs and memory are unknown."
+            )
+        try:
+            config = _load_config(model, str(folder))
+            return size_from_config(model.name, config, trust_remote_code=model.trust_remote_code), None
+        except ModelError:
+            pass
     try:
         information = HfApi().model_info(str(model.hub), revision=model.revision, timeout=CONFIG_FETCH_SECONDS)
         parameters = int(information.safetensors.total)  # type: ignore[union-attr]  # None is caught below
@@ -152,6 +152,26 @@ def size_from_config(
         vocabulary=int(text.vocab_size),
         stored_bytes_per_parameter=stored_bytes_per_parameter,
     )
+
+
+def _fetch_config(model: ModelConfig, scratch: Path) -> Path:
+    """Return a folder with a hub model's config.json: the hub's cache, or ``scratch`` with the file in it."""
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers
+
+    cached = try_to_load_from_cache(str(model.hub), "config.json", revision=model.revision)
+    if isinstance(cached, str):
+        return Path(cached).parent
+    # One plain request: the hub's own download retries for half a minute where there is no network.
+    answer = get_session().get(
+        hf_hub_url(str(model.hub), "config.json", revision=model.revision),
+        headers=build_hf_headers(),
+        timeout=CONFIG_FETCH_SECONDS,
+        follow_redirects=True,
+    )
+    answer.raise_for_status()
+    (scratch / "config.json").write_bytes(answer.content)
+    return scratch
 
 
 def _load_config(model: ModelConfig, folder: str) -> Any:

@@ -13,6 +13,8 @@ from fusion_core.report.formats import format_bytes, format_count, format_second
 
 STATUS_STYLES = {"cached": "green", "compute": "yellow", "unknown": "red"}
 UNKNOWN = "?"
+# Runnable processes per thread above which a plan says so.
+BUSY = 1.5
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("dialogues", "dialogues", format_count),
     ("tokens", "tokens", format_count),
@@ -60,16 +62,19 @@ def _cell(row: PlanRow, field: str, write: Callable[[float], str]) -> str:
 
 def _totals(plan: Plan) -> list[str]:
     cached = sum(row.status == "cached" for row in plan.rows)
-    known = [row for row in plan.rows if row.status != "cached" and "flops" in STAGE_FIELDS[row.stage]]
-    at_least = "at least " if any(row.seconds is None for row in known) else ""
-    lines = [
-        f"{cached} of {len(plan.rows)} parts are in the store already. To compute: {at_least}"
-        f"{format_count(plan.total('flops'))}FLOPs, {format_seconds(plan.total('seconds'))}, "
-        f"{format_bytes(plan.total('bytes'))} written, {format_bytes(plan.memory_bytes)} of memory at the peak.",
+    lines = [f"{cached} of {len(plan.rows)} parts are in the store already. {_costs(plan)}"]
+    lines += [
         f"Device: {plan.device.name}, {format_bytes(plan.device.memory_bytes)}; matrix products measured at "
-        + ", ".join(f"{format_count(rate)}FLOP/s in {dtype}" for dtype, rate in plan.device.flops_per_second.items())
+        + ", ".join(
+            f"{format_count(rate, 'FLOP/s')} in {dtype}" for dtype, rate in plan.device.flops_per_second.items()
+        )
         + ".",
     ]
+    if plan.device.busy_with > BUSY:
+        lines.append(
+            f"The machine is busy with other work ({plan.device.busy_with:.1f} processes for each thread); times are "
+            "for a machine that is not."
+        )
     if plan.estimated:
         lines.append("Tokens and positions are estimates from a sample of the dialogues.")
     if plan.memory_bytes > plan.device.memory_bytes:
@@ -78,6 +83,18 @@ def _totals(plan: Plan) -> list[str]:
             "or several, or lower `batch_tokens` and `micro_batch_tokens` where they are what is large."
         )
     return lines
+
+
+def _costs(plan: Plan) -> str:
+    costly = [row for row in plan.rows if row.status != "cached" and "flops" in STAGE_FIELDS[row.stage]]
+    known = [row for row in costly if row.seconds is not None]
+    if costly and not known:
+        return "What the rest costs cannot be estimated."
+    return (
+        f"To compute: {'' if len(known) == len(costly) else 'at least '}{format_count(plan.total('flops'), 'FLOPs')}, "
+        f"{format_seconds(plan.total('seconds'))}, {format_bytes(plan.total('bytes'))} written, "
+        f"{format_bytes(plan.memory_bytes)} of memory at the peak."
+    )
 
 
 def _gaps(plan: Plan) -> list[Text]:

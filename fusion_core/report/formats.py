@@ -6,12 +6,12 @@ COUNT_UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def format_count(value: float) -> str:
-    """Write a count: in full below a million, with three digits and a unit above."""
+def format_count(value: float, of: str = "") -> str:
+    """Write a count: in full below a million, with three digits and a unit such as M or T(FLOPs) above."""
     for size, unit in COUNT_UNITS:
         if value >= size:
-            return f"{_three_digits(value / size)} {unit}"
-    return f"{value:,.0f}"
+            return f"{_three_digits(value / size)} {unit}{of}"
+    return f"{value:,.0f} {of}".strip()
 
 
 def format_bytes(value: float) -> str:

@@ -1,5 +1,6 @@
 """The cost model: sizes against real counts, formulas against worked cases, gaps said plainly."""
 
+import huggingface_hub
 import pytest
 import torch
 from rich.console import Console
@@ -193,9 +194,16 @@ def test_what_is_not_known_is_said():
     assert sum("'a'" in line for line in made.unknown) == 1, "not said twice"
     assert any("Model 'b'" in line for line in made.unknown)
     text = text_of(made)
-    assert "Not known: Model 'a'" in text and "at least" in text and "?" in text
+    assert "Not known: Model 'a'" in text and "cannot be estimated" in text and "?" in text
+    assert "at least" in text_of(plan(models={"p": SIZE}))
     training = next(row for row in made.rows if row.stage == "train")
     assert training.memory_bytes is not None and training.seconds is None
+
+
+def test_a_busy_machine_is_said():
+    assert "busy" not in text_of(plan())
+    busy = plan().model_copy(update={"device": DEVICE.model_copy(update={"busy_with": 4.2})})
+    assert "4.2 processes for each thread" in text_of(busy)
 
 
 def test_too_small_a_device_is_said():
@@ -223,25 +231,38 @@ def test_counts_are_exact_when_small_and_scaled_when_sampled(shared_tokenizer):
     assert total.tokens == exact.tokens + sampled.tokens and not total.exact
 
 
+class Answers:
+    """Stands for the hub's HTTP client: gives one file's bytes, or cannot connect."""
+
+    def __init__(self, content: bytes | None) -> None:
+        self.content = content
+        self.asked = []
+
+    def get(self, url, **settings):
+        self.asked.append(url)
+        if self.content is None:
+            raise ConnectionError("no route")
+        return self
+
+    def raise_for_status(self):
+        return self
+
+
 def test_an_unreachable_hub_is_a_sentence_not_a_traceback(monkeypatch):
-    import huggingface_hub
-
-    def unreachable(*arguments, **settings):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    size, gap = read_model_size(ModelConfig(name="far", hub="openchat/openchat_3.5"))
+    client = Answers(None)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: client)
+    size, gap = read_model_size(ModelConfig(name="far", hub="nobody/no-such-model"))
     assert size is None
-    assert "'far'" in gap and "openchat/openchat_3.5" in gap and "unknown" in gap
+    assert "'far'" in gap and "nobody/no-such-model" in gap and "unknown" in gap
+    assert len(client.asked) == 1, "a plan does not wait for retries"
 
 
-def test_a_config_from_the_hub_is_enough(monkeypatch, tmp_path):
-    import huggingface_hub
-
-    MistralConfig(num_hidden_layers=2).save_pretrained(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
-    size, gap = read_model_size(ModelConfig(name="far", hub="somebody/small"))
+def test_a_config_from_the_hub_is_enough(monkeypatch):
+    client = Answers(MistralConfig(num_hidden_layers=2).to_json_string().encode())
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: client)
+    size, gap = read_model_size(ModelConfig(name="far", hub="nobody/no-such-model", revision="abc"))
     assert gap is None and size.layers == 2
+    assert client.asked[0].endswith("nobody/no-such-model/resolve/abc/config.json")
 
 
 def test_a_local_folder_without_config_is_an_error(tmp_path):
