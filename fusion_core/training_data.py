@@ -64,12 +64,15 @@ class Batch:
         Positions with loss of the whole step, over all processes.
     tokens : int
         Tokens without padding of the whole step, over all processes.
+    squared_tokens : int
+        Sum of the squared lengths of its dialogues, which attention costs.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     dialogue_ids: tuple[str, ...]
     positions: int
     tokens: int
+    squared_tokens: int
 
 
 class FusedShards:
@@ -234,6 +237,7 @@ def load_batch(shards: FusedShards, plan: BatchPlan, step: int, process: int, pa
         tuple(shards.dialogue_id(int(row)) for row in rows),
         int(shards.index[rows, 3].sum()),
         int(shards.index[rows, 2].sum()),
+        int((shards.index[rows, 2] ** 2).sum()),
     )
 
 

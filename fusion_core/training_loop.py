@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedModel
 
 from fusion_core.config import ModelConfig, TrainingConfig
+from fusion_core.devices import compute_dtype
 from fusion_core.errors import TrainingError, TrainingInterruptedError
 from fusion_core.losses_mixture import Tail
 from fusion_core.models import ResolvedModel, load_model, read_model_config, resolve_model
@@ -31,6 +32,7 @@ from fusion_core.training_adapters import add_adapters, merge_adapters
 from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
 from fusion_core.training_data import Batch, BatchPlan, FusedShards, MicroBatch, load_batch
 from fusion_core.training_devices import accelerated, distributed
+from fusion_core.training_flops import FlopsMeter
 from fusion_core.training_interruption import Interruption
 from fusion_core.training_metrics import (
     StepResult,
@@ -93,6 +95,8 @@ def train_in_this_process(
         identity = _identity(config, lm_weight, pivot, data)
         checkpoints = TrainingCheckpoints(checkpoint_folder, identity, config.keep_checkpoints)
         first_step, state = checkpoints.restore(prepared, optimizer)
+        dtype = compute_dtype(config.precision, accelerator.device)
+        flops = FlopsMeter(language_model.config, accelerator.device, dtype, accelerator.num_processes)
         history = TrainingHistory(config.window_steps)
         history.restore(state)
         with Interruption() as interruption, _prefetched(data, plan, first_step, accelerator, pivot) as batches:
@@ -107,7 +111,8 @@ def train_in_this_process(
                 history.stop_if_diverging(step, losses[0], norm, batch.dialogue_ids, config.stop_loss_factor)
                 _apply_gradients(optimizer, rate)
                 spent = waited + clock.lap()
-                result = StepResult(*losses[1:], rate, norm, batch.positions, batch.tokens, spent, waited)
+                share = flops.share(batch.tokens, batch.squared_tokens, batch.positions, spent)
+                result = StepResult(*losses[1:], rate, norm, batch.positions, batch.tokens, spent, waited, share)
                 window = history.add(step, result, accelerator.device, is_last=step == plan.steps)
                 if accelerator.is_main_process:
                     if window is not None:

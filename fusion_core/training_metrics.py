@@ -35,6 +35,8 @@ class TrainingWindow:
         Share of the window's time in which the device waited for data.
     memory_bytes : int
         Peak so far: allocated on the device, or resident in the process on a CPU.
+    flops_share : float or None
+        Share of the devices' peak FLOPs that useful work came to (MFU); None where the peak is not known.
     """
 
     step: int
@@ -47,10 +49,12 @@ class TrainingWindow:
     tokens_per_second: float
     data_wait_share: float
     memory_bytes: int
+    flops_share: float | None
 
     def as_metrics(self) -> dict[str, float]:
         """Return what is logged against the step."""
-        return {name: float(value) for name, value in asdict(self).items() if name != "step"}
+        values = asdict(self)
+        return {name: float(value) for name, value in values.items() if name != "step" and value is not None}
 
     def as_metadata(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -102,6 +106,7 @@ class StepResult:
     tokens: int
     seconds: float
     data_wait_seconds: float
+    flops_share: float | None
 
 
 @dataclass
@@ -218,6 +223,7 @@ def _window(step: int, results: list[StepResult], device: torch.device) -> Train
     positions = sum(result.positions for result in results)
     tokens = sum(result.tokens for result in results)
     seconds = sum(result.seconds for result in results)
+    shares = [result.flops_share for result in results]
     return TrainingWindow(
         step,
         sum(result.lm_loss * result.positions for result in results) / positions,
@@ -229,4 +235,5 @@ def _window(step: int, results: list[StepResult], device: torch.device) -> Train
         tokens / seconds,
         sum(result.data_wait_seconds for result in results) / seconds,
         peak_memory_bytes(device),
+        None if None in shares else sum(share or 0.0 for share in shares) / len(shares),
     )

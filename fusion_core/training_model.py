@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 from fusion_core.errors import ModelError
 from fusion_core.losses import fusion_cross_entropy
 from fusion_core.losses_mixture import Tail
+from fusion_core.model_folders import copy_non_weight_files
 from fusion_core.output_heads import find_output_head
 from fusion_core.training_data import MicroBatch
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 
 
 class TargetModel(nn.Module):
@@ -140,9 +140,7 @@ def write_target(language_model: PreTrainedModel, state: dict[str, Tensor], pivo
     building = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         language_model.save_pretrained(building, state_dict=_rounded(state, dtype))
-        for path in sorted(pivot_folder.iterdir()):
-            if path.is_file() and not any(path.match(pattern) for pattern in WEIGHT_FILES):
-                shutil.copyfile(path, building / path.name)
+        copy_non_weight_files(pivot_folder, building)
         _check_written(building, pivot_folder)
         building.chmod(0o755)
         if output.exists():
