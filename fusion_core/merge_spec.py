@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 SIZE_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 # Which methods read a setting; every other method refuses it, because it would do nothing there.
@@ -17,6 +18,7 @@ USED_BY = {
     "temperature": ("varm",),
     "select_top_k": ("sce",),
     "density": ("ties", "dare"),
+    "normalize": ("linear", "task_arithmetic", "ties", "dare"),
     "weights": ("linear", "task_arithmetic", "slerp", "ties", "dare"),
     "scaling_coefficient": ("task_arithmetic", "ties", "dare"),
     "t": ("slerp",),
@@ -42,21 +44,30 @@ class MergeSpec(BaseModel):
     weighting: Literal["proportional", "softmax"] = Field(
         "proportional", description="varm: weights are the shares of the changes (paper), or their softmax."
     )
-    temperature: PositiveFloat = Field(
-        1.0, description="varm with softmax: changes are divided by this times their mean; small picks one target."
+    temperature: FiniteFloat = Field(
+        1.0,
+        gt=0.0,
+        description="varm with softmax: changes are divided by this times their mean; small picks one target.",
     )
-    select_top_k: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    select_top_k: Share = Field(
         1.0, description="sce: share of each matrix's entries to select by variance; the rest stay the pivot's."
     )
-    density: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="ties, dare: share of each target's deltas kept (papers: 0.2 for ties, 0.1 for dare)."
+    density: Share | tuple[Share, ...] = Field(
+        1.0,
+        description="ties, dare: share of a target's deltas kept, one for all targets or one for each (papers: 0.2 for "
+        "ties, 0.1 for dare).",
     )
-    weights: tuple[float, ...] | None = Field(
+    weights: tuple[FiniteFloat, ...] | None = Field(
         None,
-        description="One weight per target. linear and slerp: shares, brought to sum one, equal by default. "
-        "task_arithmetic, ties, dare: factors of the deltas, 1 by default.",
+        description="One weight per target. linear and slerp: shares, equal by default. task_arithmetic, ties, dare: "
+        "factors of the deltas, 1 by default.",
     )
-    scaling_coefficient: float = Field(
+    normalize: bool | None = Field(
+        None,
+        description="linear, task_arithmetic, ties, dare: divide by the sum of the weights, in ties of those that "
+        "agree. Default, as in the papers: linear and ties (and dare's ties) do, the others do not.",
+    )
+    scaling_coefficient: FiniteFloat = Field(
         1.0, description="task_arithmetic, ties, dare: lambda, the factor of the merged delta."
     )
     t: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
@@ -78,6 +89,13 @@ class MergeSpec(BaseModel):
     def max_shard_bytes(self) -> int:
         """Largest output file in bytes."""
         return _size_in_bytes(self.max_shard_size)
+
+    @property
+    def divides(self) -> bool:
+        """Whether the method divides by the sum of the weights: ``normalize``, or what its paper does."""
+        if self.normalize is not None:
+            return self.normalize
+        return self.method in ("linear", "ties") or (self.method == "dare" and self.dare_variant == "ties")
 
     @field_validator("max_shard_size")
     @classmethod
@@ -115,11 +133,10 @@ class MergeSpec(BaseModel):
             return self
         if self.t is not None:
             raise ValueError("give `t` or `weights`, not both: `t` says the second target's share alone")
-        if self.method in ("linear", "slerp"):
-            if any(weight < 0 for weight in self.weights) and self.method == "slerp":
-                raise ValueError("slerp's `weights` are shares; give no negative one")
-            if abs(sum(self.weights)) < 1e-8:
-                raise ValueError(f"{self.method}'s `weights` are brought to sum one, so their sum cannot be zero")
+        if self.method == "slerp" and (min(self.weights, default=0.0) < 0 or sum(self.weights) <= 0):
+            raise ValueError("slerp's `weights` are shares; give no negative one and one that is not zero")
+        if self.method != "ties" and self.divides and self.dare_variant == "linear" and abs(sum(self.weights)) < 1e-8:
+            raise ValueError("the sum of the `weights` is zero; change them or set `normalize: false`")
         return self
 
 

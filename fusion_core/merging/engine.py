@@ -9,9 +9,9 @@ import os
 import queue
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ class _Merge:
 
     def run(self, folder: Path) -> None:
         """Write the merged weights into a folder and fill ``weights`` and ``statistics``."""
-        with ThreadPoolExecutor(_thread_count(), thread_name_prefix="merge") as self._pool:
+        with _one_torch_thread(), ThreadPoolExecutor(_thread_count(), thread_name_prefix="merge") as self._pool:
             if self._is_grouped:
                 self._pass(self._begin_statistics, self._end_statistics)
                 self._weigh_groups()
@@ -312,6 +312,17 @@ def _when_all_done(futures: list[Future], then: Callable[[], None]) -> None:
 
     for future in futures:
         future.add_done_callback(one_is_done)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    # The blocks are spread over threads already; torch's own would fight with them over the same cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _thread_count() -> int:

@@ -126,24 +126,25 @@ def weighted_sum(stored_MN, start, stop, coefficients_M, scratch_MN, merged_N):
 
 @njit("UniTuple(i8, 4)(f4[::1], f4, f4, f4[::1])", nogil=True, cache=True)
 def count_bracket(scores_N, low, high, inside_N):
-    """Count scores above ``high``, at ``high``, at ``low`` and between; the last are written into ``inside_N``."""
+    """Count scores above ``high``, at ``high``, at ``low`` and between; the last are written into ``inside_N``.
+
+    ``inside_N`` needs room for one more than all scores.
+    """
     above = 0
     at_high = 0
     at_low = 0
     inside = 0
     for n in range(scores_N.size):
         score = scores_N[n]
-        if score < low:
-            continue
-        if score > high:
-            above += 1
-        elif score == high:
-            at_high += 1
-        elif score == low:
-            at_low += 1
-        else:
-            inside_N[inside] = score
-            inside += 1
+        above += score > high
+        at_high += score == high
+        at_low += score == low
+    if low == high:
+        at_low = 0
+    for n in range(scores_N.size):
+        # Always written, rarely kept: a branch here would be mispredicted as often as it is taken.
+        inside_N[inside] = scores_N[n]
+        inside += (scores_N[n] > low) & (scores_N[n] < high)
     return above, at_high, at_low, inside
 
 

@@ -86,6 +86,11 @@ class Weights:
         return np.concatenate([[self.pivot], self.targets])
 
 
+def densities(spec: MergeSpec, targets: int) -> list[float]:
+    """Return the spec's density of each target."""
+    return list(spec.density) if isinstance(spec.density, tuple) else [spec.density] * targets
+
+
 def build_method(spec: MergeSpec, targets: int) -> WeightedMethod | EntryMethod:
     """Build the method that a spec names, for a number of targets.
 
@@ -94,8 +99,10 @@ def build_method(spec: MergeSpec, targets: int) -> WeightedMethod | EntryMethod:
     MergeError
         If the spec's weights are not one per target, or the method cannot take so many targets.
     """
-    if spec.weights is not None and len(spec.weights) != targets:
-        raise MergeError(
-            f"`weights` has {len(spec.weights)} numbers for {targets} targets; give one for each, in their order."
-        )
+    for name in ("weights", "density"):
+        numbers = getattr(spec, name)
+        if isinstance(numbers, tuple) and len(numbers) != targets:
+            raise MergeError(
+                f"`{name}` has {len(numbers)} numbers for {targets} targets; give one for each, in their order."
+            )
     return import_module(f"fusion_core.merging.{spec.method}").build(spec, targets)

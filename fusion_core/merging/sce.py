@@ -75,7 +75,7 @@ class Sce(EntryMethod):
         return prepared.weights
 
     def _select(self, values: TensorValues) -> Cutoff | None:
-        (cutoff,) = select_largest(values, _variance, share_of(values.entry.count, self.select_top_k))
+        (cutoff,) = select_largest(values, _variance, [share_of(values.entry.count, self.select_top_k)])
         if cutoff.value > 0:
             return cutoff
         # Fewer entries vary than may be selected: take those, and everything where none does.

@@ -65,16 +65,17 @@ def share_of(count: int, share: float) -> int:
     return min(count, max(1, math.floor(round(share * count, 6))))
 
 
-def select_largest(values: TensorValues, score: Score, keep: int) -> list[Cutoff]:
-    """Find the cut-offs that select exactly the ``keep`` largest scores of each row; ties go to the first entries.
+def select_largest(values: TensorValues, score: Score, keeps: list[int]) -> list[Cutoff]:
+    """Find the cut-offs that select exactly so many of the largest scores of each row; ties go to the first entries.
 
     Parameters
     ----------
     values : TensorValues
-        A tensor with at least ``keep`` entries.
+        A tensor with at least one entry.
     score : callable
         Deltas [T, N] to scores [R, N].
-    keep : int
+    keeps : list of int
+        Entries to select in each row.
 
     Notes
     -----
@@ -86,10 +87,10 @@ def select_largest(values: TensorValues, score: Score, keep: int) -> list[Cutoff
     deviations = DEVIATIONS
     while len(cutoffs) < len(sample_RS):
         rows = [row for row in range(len(sample_RS)) if row not in cutoffs]
-        brackets = [_bracket(sample_RS[row], keep / values.entry.count, deviations) for row in rows]
+        brackets = [_bracket(sample_RS[row], keeps[row] / values.entry.count, deviations) for row in rows]
         parts = [part for block in values.map_blocks(_Counter(values, score, rows, brackets)) for part in block]
         for number, row in enumerate(rows):
-            cutoff = _cut([(start, counts[number]) for start, counts in parts], brackets[number], keep)
+            cutoff = _cut([(start, counts[number]) for start, counts in parts], brackets[number], keeps[row])
             if cutoff is not None:
                 cutoffs[row] = cutoff
         deviations *= 4
@@ -126,7 +127,7 @@ class _Counter:
 
 def _count(scores_N: torch.Tensor, low: float, high: float) -> _Count:
     if scores_N.device.type == "cpu" and scores_N.dtype == torch.float32:
-        inside_N = np.empty(len(scores_N), dtype=np.float32)
+        inside_N = np.empty(len(scores_N) + 1, dtype=np.float32)
         above, at_high, at_low, inside = kernels.count_bracket(
             scores_N.numpy(), np.float32(low), np.float32(high), inside_N
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import queue
 import threading
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,9 @@ import numpy as np
 from fusion_core.merging.checkpoint import FLOAT_STORAGE, Checkpoint, TensorEntry
 
 ALIGNMENT_BYTES = 64
+
+# Small tensors are read ahead until they hold this much; of larger ones, one is worked on and the next one read.
+READ_AHEAD_BYTES = 48 << 20
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,10 @@ class StoredTensor:
     span: _Span
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Span:
     start: int
     stop: int
-    is_free: bool = False
 
 
 class TensorStream:
@@ -53,7 +54,7 @@ class TensorStream:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
-        self._live: deque[_Span] = deque()
+        self._live: list[_Span] = []
         self._changed = threading.Condition()
         self._is_stopped = False
         self._ready: queue.SimpleQueue[StoredTensor | BaseException | None] = queue.SimpleQueue()
@@ -78,9 +79,7 @@ class TensorStream:
     def give_back(self, tensor: StoredTensor) -> None:
         """Let the tensor's memory be used for another."""
         with self._changed:
-            tensor.span.is_free = True
-            while self._live and self._live[0].is_free:
-                self._live.popleft()
+            self._live.remove(tensor.span)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -119,11 +118,13 @@ class TensorStream:
         return None
 
     def _find_room(self, size_bytes: int) -> int | None:
-        if not self._live:
-            return 0
-        oldest, newest = self._live[0], self._live[-1]
-        if newest.stop > oldest.start:
-            if newest.stop + size_bytes <= len(self._bytes):
-                return newest.stop
-            return 0 if size_bytes <= oldest.start else None
-        return newest.stop if newest.stop + size_bytes <= oldest.start else None
+        held = sum(span.stop - span.start for span in self._live)
+        if len(self._live) > 1 and held + size_bytes > READ_AHEAD_BYTES:
+            return None
+        # The lowest free place: memory that was used a moment ago is still in the cache.
+        start = 0
+        for span in sorted(self._live, key=lambda span: span.start):
+            if start + size_bytes <= span.start:
+                return start
+            start = span.stop
+        return start if start + size_bytes <= len(self._bytes) else None

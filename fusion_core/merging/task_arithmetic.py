@@ -10,12 +10,15 @@ from fusion_core.merging.statistics import DeltaStatistics
 
 
 def build(spec: MergeSpec, targets: int) -> WeightedMethod:
-    """Read the method's settings: ``weights``, 1 by default, and ``scaling_coefficient``."""
-    return TaskArithmetic(np.array(spec.weights or [1.0] * targets) * spec.scaling_coefficient)
+    """Read the method's settings: ``weights`` (1 by default), ``normalize``, ``scaling_coefficient``."""
+    weights_T = np.array(spec.weights or [1.0] * targets)
+    if spec.divides:
+        weights_T /= weights_T.sum()
+    return TaskArithmetic(weights_T * spec.scaling_coefficient)
 
 
 class TaskArithmetic(WeightedMethod):
-    """Add the deltas: merged = theta + lambda * sum_j w_j (phi_j - theta).
+    """Add the deltas: merged = theta + lambda * sum_j w_j (phi_j - theta), divided by sum_j w_j if asked for.
 
     Source: arXiv 2212.04089, section 2, with a weight per task vector as mergekit has it.
     """

@@ -6,22 +6,24 @@ import numpy as np
 import torch
 
 from fusion_core.merge_spec import MergeSpec
-from fusion_core.merging.method import EntryMethod
+from fusion_core.merging.method import EntryMethod, densities
 from fusion_core.merging.selection import Cutoff, select_largest, share_of
 from fusion_core.merging.statistics import DeltaStatistics
 from fusion_core.merging.values import TensorValues
 
 
 def build(spec: MergeSpec, targets: int) -> EntryMethod:
-    """Read the method's settings: ``density``, ``weights`` (1 by default) and ``scaling_coefficient``."""
-    return Ties(spec.density, np.array(spec.weights or [1.0] * targets), spec.scaling_coefficient)
+    """Read the method's settings: ``density``, ``weights`` (1 by default), ``normalize``, ``scaling_coefficient``."""
+    weights_T = np.array(spec.weights or [1.0] * targets)
+    return Ties(densities(spec, targets), weights_T, spec.divides, spec.scaling_coefficient)
 
 
 class Ties(EntryMethod):
     """Merge the deltas tau_j = phi_j - theta where they agree.
 
     Trim: keep the ``density`` largest |tau_jn| of each tensor and target. Elect: gamma_n = sign(sum_j w_j tau_jn).
-    Merge: merged_n = theta_n + lambda * sum_A w_j tau_jn / sum_A w_j over A = {j: sign(w_j tau_jn) = gamma_n}.
+    Merge: merged_n = theta_n + lambda * sum_A w_j tau_jn / sum_A w_j over A = {j: sign(w_j tau_jn) = gamma_n}, or
+    without the division.
 
     The number kept is exact, ties at the cut going to the first entries. Where the sum is exactly zero nobody is
     elected and the pivot's value stays, as the paper's equations say; mergekit elects plus there, and rounds
@@ -31,37 +33,40 @@ class Ties(EntryMethod):
     Source: Algorithm 1, arXiv 2306.01708.
     """
 
-    def __init__(self, density: float, weights_T: np.ndarray, scaling_coefficient: float):
-        self.density = density
+    def __init__(self, densities: list[float], weights_T: np.ndarray, divides: bool, scaling_coefficient: float):
+        self.densities = densities
         self.weights_T = weights_T
+        self.divides = divides
         self.scaling_coefficient = scaling_coefficient
 
     def prepare(self, values: TensorValues, statistics: DeltaStatistics) -> list[Cutoff]:
         """Find each target's cut-off; none where everything is kept."""
-        if self.density == 1.0 or values.entry.count == 0:
+        if min(self.densities) == 1.0 or values.entry.count == 0:
             return []
-        return select_largest(values, torch.abs, share_of(values.entry.count, self.density))
+        return select_largest(values, torch.abs, [share_of(values.entry.count, share) for share in self.densities])
 
     def merge(self, pivot_N: torch.Tensor, deltas_TN: torch.Tensor, prepared: list[Cutoff], start: int) -> torch.Tensor:
         """Trim, elect and average some entries."""
         for cutoff, delta_N in zip(prepared, deltas_TN, strict=False):
             delta_N.mul_(cutoff.mask(delta_N.abs(), start))
         weights_T = torch.as_tensor(self.weights_T, dtype=pivot_N.dtype, device=pivot_N.device)
-        return torch.add(pivot_N, elect_and_average(deltas_TN, weights_T), alpha=self.scaling_coefficient)
+        return torch.add(pivot_N, elect_and_add(deltas_TN, weights_T, self.divides), alpha=self.scaling_coefficient)
 
     def weights(self, prepared: list[Cutoff]) -> np.ndarray:
         """Return the factors of the trimmed deltas, before the average."""
         return self.weights_T * self.scaling_coefficient
 
 
-def elect_and_average(deltas_TN: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
-    """Average, at each entry, the weighted deltas whose sign is that of their sum: the last two steps of TIES.
+def elect_and_add(deltas_TN: torch.Tensor, weights_T: torch.Tensor, divides: bool) -> torch.Tensor:
+    """Add, at each entry, the weighted deltas whose sign is that of their sum: the last two steps of TIES.
 
     Parameters
     ----------
     deltas_TN : Tensor [T, N]
         Overwritten.
     weights_T : Tensor [T]
+    divides : bool
+        Whether to divide by the sum of the weights of those added.
 
     Returns
     -------
@@ -71,6 +76,8 @@ def elect_and_average(deltas_TN: torch.Tensor, weights_T: torch.Tensor) -> torch
     weighted_TN = deltas_TN.mul_(weights_T[:, None])
     elected_N = weighted_TN.sum(dim=0).sign_()
     agrees_TN = (weighted_TN.sign() == elected_N) & (elected_N != 0)
+    merged_N = weighted_TN.mul_(agrees_TN).sum(dim=0)
+    if not divides:
+        return merged_N
     weight_N = (weights_T[:, None] * agrees_TN).sum(dim=0)
-    merged_N = (weighted_TN * agrees_TN).sum(dim=0)
     return merged_N.div_(torch.where(weight_N == 0, 1, weight_N))

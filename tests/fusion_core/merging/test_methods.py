@@ -110,9 +110,7 @@ def test_varm_by_hand(tmp_path: Path) -> None:
     targets = [{"w": torch.tensor([2.0, 2.0])}, {"w": torch.tensor([1.0, 1.0 + 6.0**0.5])}]
     report = merge_checkpoints(*save_all(tmp_path, pivot, targets), tmp_path / "merged", MergeSpec())
     assert report.weights["w"] == pytest.approx([0.25, 0.75], rel=1e-6)
-    torch.testing.assert_close(
-        load(tmp_path / "merged")["w"], torch.tensor([1.25, 0.25 * 2 + 0.75 * (1 + 6.0**0.5)])
-    )
+    torch.testing.assert_close(load(tmp_path / "merged")["w"], torch.tensor([1.25, 0.25 * 2 + 0.75 * (1 + 6.0**0.5)]))
 
 
 def test_varm_weighs_equally_where_nothing_changed_and_only_there(tmp_path: Path) -> None:
