@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 WINDOW_DIALOGUES = 4096
+# A batch that has a quarter of its tokens takes no sequence that makes more than 4 % of it padding.
+LARGEST_PADDING_SHARE = 0.04
+ENOUGH_OF_BUDGET = 0.25
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, *, window: int = WINDOW_DIALOGUES) -> list[np.ndarray]:
@@ -17,7 +20,7 @@ def token_batches(lengths: Sequence[int], batch_tokens: int, *, window: int = WI
     lengths : sequence of int
         Tokens of each sequence; empty ones are in no batch.
     batch_tokens : int
-        Longest sequence times number of sequences of a batch; a sequence that alone is longer is a batch of its own.
+        Longest sequence times number of sequences of a batch, at most; a sequence that alone is longer is a batch of its own.
     window : int
         Sequences are sorted by length inside windows of as many, so that a stream need not be held as a whole.
 
@@ -32,12 +35,20 @@ def token_batches(lengths: Sequence[int], batch_tokens: int, *, window: int = WI
         part = sizes[start : start + window]
         order = start + np.argsort(-part, kind="stable")
         order = order[sizes[order] > 0]
-        first = 0
-        while first < len(order):
-            count = max(1, batch_tokens // int(sizes[order[first]]))
-            batches.append(order[first : first + count])
-            first += count
+        while len(order):
+            count = _batch_size(sizes[order], batch_tokens)
+            batches.append(order[:count])
+            order = order[count:]
     return batches
+
+
+def _batch_size(descending: np.ndarray, batch_tokens: int) -> int:
+    longest = int(descending[0])
+    fitting = descending[: max(1, batch_tokens // longest)]
+    read = longest * np.arange(1, len(fitting) + 1)
+    too_padded = 1 - np.cumsum(fitting) / read > LARGEST_PADDING_SHARE
+    too_padded &= read - longest >= batch_tokens * ENOUGH_OF_BUDGET
+    return int(too_padded.argmax()) if too_padded.any() else len(fitting)
 
 
 def pad_right(sequences: Sequence[np.ndarray], fill: int) -> np.ndarray:

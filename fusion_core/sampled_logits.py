@@ -3,11 +3,11 @@
 Legend: N positions, n positions of one chunk, H hidden size, V vocabulary, K entries.
 
 Sparse logit sampling (arXiv 2503.16870) draws token ids by probability and weighs them so that every token's expected
-weight is its probability; keeping the k most probable instead, as they are, gives the tail too little. With replacement,
-a few likely tokens take most of the k draws. Here k distinct tokens are taken with the least variance that unbiased
-weights allow (VarOpt, arXiv 0803.0473): a threshold t is set such that min(1, p / t) sums to k; tokens of p >= t are
-kept with their own probability, each other one is kept with probability p / t and weight t. The weights of a row add up
-to the whole mass, exactly as its probabilities do.
+weight is its probability; keeping the k most probable instead, as they are, gives the tail too little. Drawn with
+replacement, a few likely tokens would take most of the k draws. Here k distinct tokens are taken with the least
+variance that unbiased weights allow (VarOpt, arXiv 0803.0473): a threshold t is set such that min(1, p / t) sums to k;
+tokens of p >= t are kept with their own probability, each other one with probability p / t and weight t. The weights of
+a row add up to the whole mass, as its probabilities do.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def sample_rows(logits: Tensor, log_normaliser: Tensor, k: int, uniforms: Tensor
 
     Source: systematic sampling with inclusion probabilities min(1, p / t), arXiv 0803.0473.
     """
-    positions, vocabulary = logits.shape
+    vocabulary = logits.shape[1]
     probabilities = (logits.double() - log_normaliser.double().unsqueeze(1)).exp()
     entries = min(k, vocabulary)
     top = probabilities.topk(entries, dim=1)

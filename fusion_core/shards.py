@@ -20,19 +20,15 @@ response_positions  list<int32>    index of each position in ``input_ids`` (only
 A row in NumPy: ``k = len(row["token_ids"]) // len(row["label_log_probs"])`` and
 ``np.reshape(row["token_ids"], (-1, k))``.
 
-Small without a code of its own: BYTE_STREAM_SPLIT puts the bytes of one significance side by side, and zstd's entropy
-coder then spends on each what it carries. The two upper bytes of a token id cost little, and of a float32 that holds
-a float16 only sign, exponent and ten bits of mantissa cost anything, so log-probabilities stay readable as numbers by
-readers that know no float16 (DuckDB cannot decode a split float16) for one byte a position more.
+How the columns are packed is in `fusion_core.shard_columns`; no reader needs to know.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,19 +36,19 @@ import pyarrow.parquet as pq
 
 from fusion_core.distributions import TopK
 from fusion_core.errors import ShardError
+from fusion_core.shard_columns import (
+    ENCODINGS,
+    distribution_schema,
+    flat_values,
+    list_column,
+    plain_schema,
+    round_log_probs,
+    row_groups,
+)
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"fuseline"
-ROW_GROUP_VALUES = 1 << 26
 COMPRESSION_LEVEL = 3
-# A float16 cannot hold less; a finite log-probability below it must not become the -inf of a padding entry.
-SMALLEST_LOG_PROB = float(np.finfo(np.float16).min)
-
-SPLIT = "BYTE_STREAM_SPLIT"
-DISTRIBUTION_COLUMNS = {"token_ids": pa.int32(), "log_probs": pa.float32(), "label_log_probs": pa.float32()}
-INPUT_COLUMNS = {"input_ids": pa.int32(), "response_positions": pa.int32()}
-# Positions of one response follow each other, so their differences are ones.
-ENCODINGS = {**dict.fromkeys([*DISTRIBUTION_COLUMNS, "input_ids"], SPLIT), "response_positions": "DELTA_BINARY_PACKED"}
 
 
 @dataclass(frozen=True)
@@ -160,10 +156,8 @@ def write_shard(path: Path, shard: Shard) -> None:
         If the file cannot be written.
     """
     columns = _columns_of(shard)
-    schema = pa.schema(
-        [(name, column.type) for name, column in columns.items()],
-        metadata={METADATA_KEY: json.dumps(asdict(shard.metadata), sort_keys=True)},
-    )
+    metadata = {METADATA_KEY: json.dumps(asdict(shard.metadata), sort_keys=True)}
+    schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata=metadata)
     table = pa.table(columns, schema=schema)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -177,7 +171,7 @@ def write_shard(path: Path, shard: Shard) -> None:
             write_statistics=["dialogue_id", "domain", "response_bytes"],
             write_page_checksum=True,
         ) as writer:
-            for start, stop in _row_groups(shard.top_k):
+            for start, stop in row_groups(shard.top_k.row_splits, shard.top_k.top_k):
                 writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
         partial.replace(path)
     except OSError as error:
@@ -227,87 +221,55 @@ def _columns_of(shard: Shard) -> dict[str, pa.Array]:
     distributions = shard.top_k
     position_splits = np.asarray(distributions.row_splits, dtype=np.int64)
     entry_splits = position_splits * distributions.top_k
-    # Row groups are cut so that each list column's int32 offsets suffice there; a larger shard needs wide offsets here.
     columns: dict[str, pa.Array] = {
         "dialogue_id": pa.array(shard.dialogue_ids, pa.string()),
         "domain": pa.array(shard.domains, pa.string()),
         "response_bytes": pa.array(np.asarray(shard.response_bytes, dtype=np.int64)),
-        "token_ids": _lists(distributions.token_ids.ravel(), entry_splits, np.int32),
-        "log_probs": _lists(round_log_probs(distributions.log_probs).ravel(), entry_splits, np.float32),
-        "label_log_probs": _lists(distributions.label_log_probs, position_splits, np.float32),
+        "token_ids": list_column(distributions.token_ids, entry_splits, np.int32),
+        "log_probs": list_column(round_log_probs(distributions.log_probs), entry_splits, np.float32),
+        "label_log_probs": list_column(distributions.label_log_probs, position_splits, np.float32),
     }
     if shard.inputs is not None:
-        columns["input_ids"] = _lists(shard.inputs.input_ids, shard.inputs.input_splits, np.int32)
-        columns["response_positions"] = _lists(shard.inputs.response_positions, position_splits, np.int32)
+        columns["input_ids"] = list_column(shard.inputs.input_ids, shard.inputs.input_splits, np.int32)
+        columns["response_positions"] = list_column(shard.inputs.response_positions, position_splits, np.int32)
     return columns
-
-
-def round_log_probs(log_probs: np.ndarray) -> np.ndarray:
-    """Round float32 log-probabilities to what a shard keeps: float16 values in float32, finite ones staying finite."""
-    rounded = np.where(np.isfinite(log_probs), np.maximum(log_probs, SMALLEST_LOG_PROB), log_probs)
-    return rounded.astype(np.float16).astype(np.float32)
-
-
-def _lists(values: np.ndarray, splits: np.ndarray, dtype: Any) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, dtype=dtype))
-    return pa.LargeListArray.from_arrays(pa.array(np.asarray(splits, dtype=np.int64)), flat)
-
-
-def _row_groups(distributions: TopK) -> Iterator[tuple[int, int]]:
-    entries = np.asarray(distributions.row_splits) * distributions.top_k
-    start = 0
-    while True:
-        stop = int(np.searchsorted(entries, entries[start] + ROW_GROUP_VALUES, side="right")) - 1
-        stop = min(max(stop, start + 1), distributions.dialogues)
-        yield start, stop
-        if stop >= distributions.dialogues:
-            return
-        start = stop
 
 
 def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise ShardError(f"{path} is a Parquet file but no distribution shard; give a file that `extract` wrote.")
-    stored = json.loads(text)
-    version = stored.get("schema_version")
-    if version != SCHEMA_VERSION:
+    try:
+        stored = json.loads(text)
+        version = stored.pop("schema_version")
+        metadata = ShardMetadata(**stored) if version == SCHEMA_VERSION else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ShardError(f"The shard {path} has unreadable metadata ({error}); extract it again.") from error
+    if metadata is None:
         raise ShardError(
             f"The shard {path} has schema version {version}, this program reads {SCHEMA_VERSION}; extract it again."
         )
-    expected = {
-        "dialogue_id": pa.string(),
-        "domain": pa.string(),
-        "response_bytes": pa.int64(),
-        **{name: pa.large_list(kind) for name, kind in DISTRIBUTION_COLUMNS.items()},
-    }
-    with_inputs = {**expected, **{name: pa.large_list(kind) for name, kind in INPUT_COLUMNS.items()}}
-    found = {field.name: _plain_type(field.type) for field in schema}
-    if found not in (expected, with_inputs):
+    expected = [distribution_schema(with_inputs) for with_inputs in (False, True)]
+    found = plain_schema(schema)
+    if found not in expected:
         raise ShardError(
-            f"The shard {path} has columns {sorted(found)}, expected {sorted(expected)}; extract it again."
+            f"The shard {path} has columns {sorted(found)}, expected {sorted(expected[0])} in their types; extract it "
+            "again."
         )
-    return ShardMetadata(**stored)
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    # The name of a list's element differs among writers and is no part of the type.
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_type)
-    return kind
+    return metadata
 
 
 def _shard_of(table: pa.Table, metadata: ShardMetadata) -> Shard:
-    entries, entry_splits = _flat(table["token_ids"])
-    log_probs, log_prob_splits = _flat(table["log_probs"])
-    label_log_probs, row_splits = _flat(table["label_log_probs"])
+    entries, entry_splits = flat_values(table["token_ids"])
+    log_probs, log_prob_splits = flat_values(table["log_probs"])
+    label_log_probs, row_splits = flat_values(table["label_log_probs"])
     k = metadata.top_k
     if not (np.array_equal(entry_splits, row_splits * k) and np.array_equal(log_prob_splits, entry_splits)):
         raise ShardError(f"token_ids and log_probs must have {k} entries for each of the label_log_probs.")
     inputs = None
     if "input_ids" in table.column_names:
-        input_ids, input_splits = _flat(table["input_ids"])
-        positions, position_splits = _flat(table["response_positions"])
+        input_ids, input_splits = flat_values(table["input_ids"])
+        positions, position_splits = flat_values(table["response_positions"])
         if not np.array_equal(position_splits, row_splits):
             raise ShardError("response_positions and label_log_probs must be as many in each dialogue.")
         inputs = TrainingInputs(input_ids, input_splits, positions)
@@ -319,14 +281,6 @@ def _shard_of(table: pa.Table, metadata: ShardMetadata) -> Shard:
         metadata,
         inputs,
     )
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    # Concatenation copies also a single chunk: the arrays outlive the table and are writable, as torch expects.
-    values = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    lengths = [chunk.value_lengths().to_numpy() for chunk in column.chunks]
-    flat = np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *values])
-    return flat, np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths]), dtype=np.int64)
 
 
 def _first_line(error: Exception) -> str:
