@@ -22,8 +22,8 @@ Status = Literal["cached", "compute", "unknown"]
 
 # Achieved share of a large matrix product's FLOP/s: norms, activations and small shapes take the rest. Measured
 # with a model of 135M parameters on a processor; assumed for GPUs.
-FORWARD_EFFICIENCY = {"cpu": {"float32": 0.65, "bfloat16": 0.45}, "cuda": {"float32": 0.7, "bfloat16": 0.5}}
-TRAINING_EFFICIENCY = {"cpu": {"float32": 0.8, "bfloat16": 0.45}, "cuda": {"float32": 0.6, "bfloat16": 0.4}}
+FORWARD_EFFICIENCY = {"cpu": {"float32": 0.6, "bfloat16": 0.4}, "cuda": {"float32": 0.7, "bfloat16": 0.5}}
+TRAINING_EFFICIENCY = {"cpu": {"float32": 0.7, "bfloat16": 0.4}, "cuda": {"float32": 0.6, "bfloat16": 0.4}}
 # One core, bytes mode; DTW is quadratic in the length and has no such figure.
 ALIGNED_POSITIONS_PER_SECOND = 300_000
 DISK_BYTES_PER_SECOND = 500e6

@@ -72,8 +72,8 @@ def _totals(plan: Plan) -> list[str]:
     ]
     if plan.device.busy_with > BUSY:
         lines.append(
-            f"The machine is busy with other work ({plan.device.busy_with:.1f} processes for each thread); times are "
-            "for a machine that is not."
+            f"The machine is busy with other work ({plan.device.busy_with:.1f} processes for each thread), so the "
+            "measured speed is uncertain, and everything takes longer than said while that lasts."
         )
     if plan.estimated:
         lines.append("Tokens and positions are estimates from a sample of the dialogues.")
