@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from fusion_core.config import ModelConfig
 from fusion_core.devices import compute_dtype
-from fusion_core.errors import ModelError, TokenizerError
+from fusion_core.errors import ModelError, TokenizerError, first_line
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -92,7 +92,7 @@ def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         raise TokenizerError(
-            f"Model {model.name!r}: the tokenizer in {model.folder} cannot be loaded ({_first_line(error)}); "
+            f"Model {model.name!r}: the tokenizer in {model.folder} cannot be loaded ({first_line(error)}); "
             "the folder needs a tokenizer.json and tokenizer_config.json."
         ) from error
     if not tokenizer.is_fast:
@@ -137,7 +137,7 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
             output_loading_info=True,
         )
     except Exception as error:
-        raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -155,7 +155,7 @@ def read_model_config(model: ResolvedModel) -> Any:
         )
     except Exception as error:
         raise ModelError(
-            f"Model {model.name!r}: config.json in {model.folder} cannot be read: {_first_line(error)}"
+            f"Model {model.name!r}: config.json in {model.folder} cannot be read: {first_line(error)}"
         ) from error
 
 
@@ -199,7 +199,7 @@ def _fetch(model: ModelConfig) -> tuple[Path, str]:
         folder = snapshot_download(str(model.hub), revision=commit, allow_patterns=patterns)
     except Exception as error:
         raise ModelError(
-            f"Model {model.name!r}: {model.hub} cannot be fetched from the hub ({_first_line(error)}); check the "
+            f"Model {model.name!r}: {model.hub} cannot be fetched from the hub ({first_line(error)}); check the "
             "name, the network and HF_TOKEN, or give a local `path`."
         ) from error
     return Path(folder), str(commit)
@@ -235,7 +235,3 @@ def _file_digest(path: Path, size: int, modified_ns: int) -> str:
             digest.update(block)
     return digest.hexdigest()
 
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
