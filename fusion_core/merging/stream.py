@@ -95,12 +95,13 @@ class TensorStream:
                 span = self._allocate(entry.size_bytes * len(self._checkpoints))
                 if span is None:
                     return
-                rows = self._bytes[span.start : span.start + entry.size_bytes * len(self._checkpoints)]
-                rows = rows.reshape(len(self._checkpoints), entry.size_bytes)
+                flat = self._bytes[span.start : span.start + entry.size_bytes * len(self._checkpoints)]
+                rows = flat.reshape(len(self._checkpoints), entry.size_bytes)
                 for row, checkpoint in zip(rows, self._checkpoints, strict=True):
                     checkpoint.read_into(name, memoryview(row))
-                stored = rows.view(FLOAT_STORAGE[entry.dtype]) if entry.is_float else rows
-                self._ready.put(StoredTensor(entry, stored, span))
+                if entry.is_float:
+                    rows = flat.view(FLOAT_STORAGE[entry.dtype]).reshape(len(self._checkpoints), entry.count)
+                self._ready.put(StoredTensor(entry, rows, span))
             self._ready.put(None)
         except BaseException as error:
             self._ready.put(error)
