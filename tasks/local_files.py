@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,17 +39,18 @@ class Readable(Protocol):
 def copy_and_hash(source: Readable, target: BinaryIO | None = None) -> str:
     """Copy `source` to `target`, or only read it, and return the SHA-256 (hex) of the bytes."""
     digest = hashlib.sha256()
-    while chunk := source.read(CHUNK_BYTES):
-        digest.update(chunk)
-        if target is not None:
-            target.write(chunk)
+    update_digest(digest, source, target)
     return digest.hexdigest()
 
 
-def update_digest(digest: hashlib._Hash, source: Readable, count: int) -> None:
-    """Add the next `count` bytes of `source` to a digest."""
+def update_digest(
+    digest: hashlib._Hash, source: Readable, target: BinaryIO | None = None, count: int = sys.maxsize
+) -> None:
+    """Add at most `count` bytes of `source` to a digest, and copy them to `target` where one is given."""
     while count and (chunk := source.read(min(count, CHUNK_BYTES))):
         digest.update(chunk)
+        if target is not None:
+            target.write(chunk)
         count -= len(chunk)
 
 

@@ -227,8 +227,8 @@ def discard(store: Store, address: str, name: str | None = None) -> None:
         manifest = read_manifest(store, address)
     except BrokenObjectError:
         manifest = None
-    if manifest is not None and name not in (None, MANIFEST):
-        stored_as = manifest.entry(name).stored_as
+    if manifest is not None:
+        stored_as = next((entry.stored_as for entry in manifest.entries if entry.name == name), name)
     # The manifest goes first: at no moment may one list what is gone.
     store.delete([manifest_key(address)])
     if stored_as is None:

@@ -25,15 +25,15 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from fusion_core.errors import StoreError
 from tasks.local_files import copy_and_hash, disk_errors, hash_file, update_digest
-from tasks.s3_errors import is_missing, is_taken, is_transient, s3_errors
+from tasks.s3_errors import error_code, is_missing, is_taken, is_transient, s3_errors
 from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
 
 MIB = 1 << 20
 # Up to this size one request is faster than several; above it a broken one would cost too much to repeat.
 MULTIPART_THRESHOLD_BYTES = 128 * MIB
 PART_BYTES = 16 * MIB  # of a large file, sent by one request
-RANGE_BYTES = 16 * MIB  # of an object, fetched by one request
-DOWNLOAD_THREADS = 4
+RANGE_BYTES = 8 * MIB  # of an object, fetched by one request
+DOWNLOAD_THREADS = 10
 DELETE_BATCH = 1000  # the most keys that S3 takes in one request
 METADATA_SHA256 = "sha256"
 
@@ -134,26 +134,13 @@ class S3Store(Store):
         return self._put_in_parts(key, path, sha256, if_absent)
 
     def download(self, key: str, path: Path) -> str:
-        info = self._head(key)
         name = self._key(key)
-        starts = range(0, info["ContentLength"], RANGE_BYTES)
-        digest = hashlib.sha256()
         try:
-            with self._errors(f"Reading {self.url(key)}"), disk_errors(f"Writing {path}"):
-                path.write_bytes(b"")
-                with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool, path.open("rb") as written:
-                    ranges = [pool.submit(self._get_range, name, info["ETag"], start, path) for start in starts]
-                    try:
-                        # Hashed in order from the page cache while later ranges are still on their way.
-                        for future in ranges:
-                            update_digest(digest, written, future.result())
-                    except BaseException:
-                        pool.shutdown(cancel_futures=True)
-                        raise
+            with self._errors(f"Reading {self.url(key)}"), self._missing(key), disk_errors(f"Writing {path}"):
+                return _repeated(lambda: self._get_ranges(name, path))
         except StoreError:
             path.unlink(missing_ok=True)
             raise
-        return digest.hexdigest()
 
     def hash(self, key: str) -> str:
         def get() -> str:
@@ -282,6 +269,30 @@ class S3Store(Store):
     def _head(self, key: str) -> dict[str, Any]:
         with self._errors(f"Looking up {self.url(key)}"), self._missing(key):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
+
+    def _get_ranges(self, name: str, path: Path) -> str:
+        """Fetch an object in ranges, several at a time, and hash them in order; return the SHA-256 (hex)."""
+        digest = hashlib.sha256()
+        with path.open("w+b", buffering=0) as file, ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
+            try:
+                # The first answer says how large the object is.
+                first = self._client.get_object(Bucket=self.bucket, Key=name, Range=f"bytes=0-{RANGE_BYTES - 1}")
+            except ClientError as error:
+                if error_code(error) == "InvalidRange":  # an empty object has none
+                    return digest.hexdigest()
+                raise
+            size = int(first.get("ContentRange", "/0").rpartition("/")[2])
+            starts = range(RANGE_BYTES, size, RANGE_BYTES)
+            rest = [pool.submit(self._get_range, name, first["ETag"], start, path) for start in starts]
+            try:
+                update_digest(digest, first["Body"], file)
+                for future in rest:
+                    # From the page cache, while later ranges are still on their way.
+                    update_digest(digest, file, count=future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return digest.hexdigest()
 
     def _get_range(self, name: str, etag: str, start: int, path: Path) -> int:
         """Write one range of an object to its place in the file, and return how many bytes it has."""

@@ -170,7 +170,7 @@ def test_a_failing_server_is_outlasted(aws_environment: ObjectServer, tmp_path: 
             assert [info.key for info in store.list("a/")] == list(contents)
         store.delete(contents)
         assert list(store.list()) == []
-        assert proxy.calls >= 100 and len(proxy.faults) == 6, proxy.faults
+        assert len(proxy.faults) == 6, proxy.faults
 
 
 def test_a_server_that_only_fails_is_named(aws_environment: ObjectServer) -> None:
