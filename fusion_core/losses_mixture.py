@@ -113,10 +113,17 @@ def cross_entropies_then_gradient(
     else:
         logits_CV.scatter_(1, shares.token_ids, -torch.inf)
         log_outside = _log_sum_then_softmax(logits_CV)
+        if shares.token_ids.shape[1] >= logits_CV.shape[1]:
+            # Where every token is an entry nothing is left outside: no softmax, and -inf as the logarithm of the sum.
+            empty = log_outside.isnan()
+            logits_CV.masked_fill_(empty[:, None], 0.0)
+            log_outside = log_outside.masked_fill(empty, -torch.inf)
         log_entries = torch.logsumexp(entries.masked_fill(~shares.is_entry, -torch.inf), 1)
         log_total = torch.logaddexp(log_outside, log_entries)
         log_tail = log_outside - log_total
-        fusion = covered * log_total - weighted - torch.where(shares.tail > 0, shares.tail * log_tail, 0.0)
+        # Rounding may leave P a trace outside where there is no token outside.
+        counts = (shares.tail > 0) & (log_tail > -torch.inf)
+        fusion = covered * log_total - weighted - torch.where(counts, shares.tail * log_tail, 0.0)
         logits_CV *= (log_tail.exp() - fusion_weight * shares.tail)[:, None]
         gradient = (entries - log_total[:, None]).exp() - fusion_weight * shares.values
         logits_CV.scatter_add_(1, shares.token_ids, gradient.masked_fill(~shares.is_entry, 0.0))
@@ -128,11 +135,7 @@ def _log_sum_then_softmax(logits_CV: Tensor) -> Tensor:
     # log of the sum of exponentials from the largest logit and its probability: one pass less than logsumexp.
     largest = logits_CV.amax(1)
     torch.softmax(logits_CV, 1, out=logits_CV)
-    log_sum = largest - logits_CV.amax(1).log()
-    # A row whose every token was taken out has no softmax: nothing is left, and its logarithm is -inf.
-    empty = largest == -torch.inf
-    logits_CV.masked_fill_(empty[:, None], 0.0)
-    return torch.where(empty, largest, log_sum)
+    return largest - logits_CV.amax(1).log()
 
 
 def check_shapes(
