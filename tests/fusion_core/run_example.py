@@ -160,7 +160,16 @@ def example_summary(layers: int = 30) -> RunSummary:
             name="assistant-gpt2", role="source", parameters=135_000_000, tokenizer_size=50_257, tokenizer_digest="cc"
         ),
         *(
-            ModelRow(name=name, role=role, parameters=111_000_000, tokenizer_size=8192, tokenizer_digest="aa")
+            ModelRow(
+                name=name,
+                role=role,
+                parameters=111_000_000,
+                tokenizer_size=8192,
+                tokenizer_digest="aa",
+                digest="77" * 32,
+                origin=f"targets/{'ab12' * 8}/{'cd34' * 8}",
+                note="a trained or merged model",
+            )
             for name, role in (
                 (targets[0], "target"),
                 (targets[1], "target"),
