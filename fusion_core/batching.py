@@ -20,7 +20,7 @@ def token_batches(lengths: Sequence[int], batch_tokens: int, *, window: int = WI
     lengths : sequence of int
         Tokens of each sequence; empty ones are in no batch.
     batch_tokens : int
-        Longest sequence times number of sequences of a batch, at most; a sequence that alone is longer is a batch of its own.
+        Longest sequence times number of sequences of a batch, at most; a longer sequence is a batch of its own.
     window : int
         Sequences are sorted by length inside windows of as many, so that a stream need not be held as a whole.
 

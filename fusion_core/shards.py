@@ -26,6 +26,8 @@ How the columns are packed is in `fusion_core.shard_columns`; no reader needs to
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,7 +50,7 @@ from fusion_core.shard_columns import (
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"fuseline"
-COMPRESSION_LEVEL = 3
+COMPRESSION_LEVEL = 15
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,9 @@ def read_shard(path: Path) -> Shard:
     ShardError
         If the file is missing, broken, no shard, or of another schema version.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = _read_metadata(path, file.schema_arrow)
-            table = file.read(use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise ShardError(
-            f"The shard {path} cannot be read ({_first_line(error)}); delete it so that it is computed again."
-        ) from error
+    with _errors_name(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        metadata = _read_metadata(path, file.schema_arrow)
+        table = file.read(use_threads=False)
     try:
         return _shard_of(table, metadata)
     except ShardError as error:
@@ -209,9 +206,18 @@ def read_shard_metadata(path: Path) -> ShardMetadata:
     ShardError
         As `read_shard`.
     """
-    try:
+    with _errors_name(path):
         return _read_metadata(path, pq.read_schema(path))
-    except (OSError, pa.ArrowException) as error:
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ShardError:
+        raise
+    except Exception as error:
+        # A broken footer makes the reader fail in ways of every kind, also in decoding names.
         raise ShardError(
             f"The shard {path} cannot be read ({_first_line(error)}); delete it so that it is computed again."
         ) from error

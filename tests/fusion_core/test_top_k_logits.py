@@ -45,7 +45,7 @@ def test_equals_dense_distributions(vocabulary, transform, chunk_size):
 
 
 def test_padding_of_the_vocabulary_counts_in_the_normaliser_and_is_never_stored():
-    hidden, weight, bias, labels = inputs(20, 4100)
+    hidden, weight, _, labels = inputs(20, 4100)
     weight[4085:] *= 5
     found = top_k_distributions(hidden, weight, labels, 8, vocabulary_size=4085)
     expected = dense(hidden, weight, labels, 8, vocabulary_size=4085)
