@@ -15,6 +15,8 @@ from fusion_core.alignment.compiled import compiled
 
 WORD_START_MARKS = str.maketrans("", "", "▁Ġ")
 UNREACHED = np.int64(1) << 60
+# Columns to each side of the cheapest cell that the first guess at a path may use.
+HALF_WINDOW = 24
 
 
 def align_by_dtw(pivot_tokens: Sequence[str], source_tokens: Sequence[str]) -> list[list[int]]:
@@ -41,42 +43,57 @@ def align_by_dtw(pivot_tokens: Sequence[str], source_tokens: Sequence[str]) -> l
     matches: list[list[int]] = [[] for _ in pivot_tokens]
     if not pivot_tokens or not source_tokens:
         return matches
-    pivot_texts, pivot_index, pivot_lengths = _distinct(pivot_tokens)
-    source_texts, source_index, source_lengths = _distinct(source_tokens)
+    pivot_texts, pivot_index = _distinct(pivot_tokens)
+    source_texts, source_index = _distinct(source_tokens)
     costs = cdist(source_texts, pivot_texts, scorer=Levenshtein.distance, dtype=np.int32, workers=1)
-    path_sources, path_pivots = _best_path(costs, source_index, pivot_index, source_lengths, pivot_lengths)
+    path_sources, path_pivots = _best_path(costs, source_index, pivot_index)
     for source, pivot in zip(path_sources.tolist(), path_pivots.tolist(), strict=True):
         matches[pivot].append(source)
     return matches
 
 
-def _distinct(tokens: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _distinct(tokens: Sequence[str]) -> tuple[list[str], np.ndarray]:
     ranks: dict[str, int] = {}
-    index = np.empty(len(tokens), np.int64)
-    for position, token in enumerate(tokens):
-        index[position] = ranks.setdefault(token.translate(WORD_START_MARKS), len(ranks))
-    texts = list(ranks)
-    lengths = np.array([len(text) for text in texts], np.int64)[index]
-    return texts, index, lengths
+    places = [ranks.setdefault(token, len(ranks)) for token in tokens]
+    texts: dict[str, int] = {}
+    of_token = [texts.setdefault(token.translate(WORD_START_MARKS), len(texts)) for token in ranks]
+    return list(texts), np.array(of_token, np.int64)[places]
 
 
 @compiled
-def _cost_of_offset_path(costs, source_index, pivot_index, source_lengths, pivot_lengths):
-    """Cost of the path that follows the characters read: an upper bound of the best."""
-    source, pivot = 0, 0
-    source_read, pivot_read = source_lengths[0], pivot_lengths[0]
-    total = np.int64(costs[source_index[0], pivot_index[0]])
-    last_source, last_pivot = len(source_index) - 1, len(pivot_index) - 1
-    while source < last_source or pivot < last_pivot:
-        down = pivot == last_pivot or (source < last_source and source_read <= pivot_read)
-        right = source == last_source or (pivot < last_pivot and pivot_read <= source_read)
-        if down:
-            source += 1
-            source_read += source_lengths[source]
-        if right:
-            pivot += 1
-            pivot_read += pivot_lengths[pivot]
-        total += costs[source_index[source], pivot_index[pivot]]
+def _cost_of_some_path(costs, source_index, pivot_index):
+    """Cost of the best path within a narrow window that follows the cheapest cell of each row: an upper bound."""
+    sources, pivots = len(source_index), len(pivot_index)
+    above = np.full(2 * HALF_WINDOW + 1, UNREACHED, np.int64)
+    row = np.empty(2 * HALF_WINDOW + 1, np.int64)
+    above_start, start = 0, 0
+    for source in range(sources):
+        left, cheapest = UNREACHED, 0
+        row[:] = UNREACHED
+        for place in range(2 * HALF_WINDOW + 1):
+            pivot = start + place
+            if pivot >= pivots:
+                break
+            best = left
+            up = pivot - above_start
+            if source == 0 and pivot == 0:
+                best = np.int64(0)
+            if 0 <= up < len(above) and above[up] < best:
+                best = above[up]
+            if 0 < up <= len(above) and above[up - 1] < best:
+                best = above[up - 1]
+            left = UNREACHED if best == UNREACHED else best + costs[source_index[source], pivot_index[pivot]]
+            row[place] = left
+            if left <= row[cheapest]:
+                cheapest = place
+        above[:] = row
+        above_start = start
+        start = max(start, start + cheapest - HALF_WINDOW)
+    # The rest of the pivot's tokens, if the window has not come to their end.
+    last = min(pivots - above_start, len(above)) - 1
+    total = above[last]
+    for pivot in range(above_start + last + 1, pivots):
+        total += costs[source_index[sources - 1], pivot_index[pivot]]
     return total
 
 
@@ -98,9 +115,9 @@ def _least_remaining(costs, index, axis_is_source):
 
 
 @compiled
-def _best_path(costs, source_index, pivot_index, source_lengths, pivot_lengths):
+def _best_path(costs, source_index, pivot_index):
     sources, pivots = len(source_index), len(pivot_index)
-    bound = _cost_of_offset_path(costs, source_index, pivot_index, source_lengths, pivot_lengths)
+    bound = _cost_of_some_path(costs, source_index, pivot_index)
     after_source = _least_remaining(costs, source_index, True)
     after_pivot = _least_remaining(costs, pivot_index, False)
     # Row r of the table is kept from column first[r] on, at table[begin[r]:begin[r + 1]].
