@@ -68,12 +68,12 @@ class Dare(EntryMethod):
         for key, density, delta_N in zip(prepared, self.densities, deltas_TN, strict=True):
             if density < 1.0:
                 kept_N = torch.from_numpy(kernels.random_mask(np.uint64(key), start, len(delta_N), density))
-                delta_N.mul_(kept_N.to(delta_N.device)).div_(density)
+                delta_N.mul_(kept_N.to(delta_N)).div_(density)
         weights_T = torch.as_tensor(self.weights_T, dtype=pivot_N.dtype, device=pivot_N.device)
         if self.variant == "ties":
             merged_N = elect_and_add(deltas_TN, weights_T, self.divides)
         else:
-            merged_N = (weights_T[:, None] * deltas_TN).sum(dim=0)
+            merged_N = weights_T @ deltas_TN
             if self.divides:
                 merged_N.div_(weights_T.sum())
         return torch.add(pivot_N, merged_N, alpha=self.scaling_coefficient)

@@ -148,18 +148,19 @@ def count_bracket(scores_N, low, high, inside_N):
     return above, at_high, at_low, inside
 
 
-@njit("b1[::1](u8, i8, i8, f8)", nogil=True, cache=True)
+@njit("f4[::1](u8, i8, i8, f8)", nogil=True, cache=True)
 def random_mask(key, start, count, share):
     """Draw which of the entries from ``start`` on are kept, each with probability ``share``; SplitMix64 of the place.
 
+    Returns ones and zeros.
     A draw depends on ``key`` and the entry's place alone, so that it is the same however the entries are cut up.
     """
-    mask_N = np.empty(count, dtype=np.bool_)
+    mask_N = np.empty(count, dtype=np.float32)
     bound = np.uint64(share * 2.0**53)
     for n in range(count):
         bits = key + np.uint64(start + n + 1) * np.uint64(0x9E3779B97F4A7C15)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
-        mask_N[n] = (bits >> np.uint64(11)) < bound
+        mask_N[n] = np.float32((bits >> np.uint64(11)) < bound)
     return mask_N

@@ -86,6 +86,11 @@ class Weights:
         return np.concatenate([[self.pivot], self.targets])
 
 
+def ones_for_zeros(values_N: torch.Tensor) -> torch.Tensor:
+    """Replace zeros by ones, in place, so that zeros over them stay zeros."""
+    return values_N.add_(values_N.clone().eq_(0))
+
+
 def densities(spec: MergeSpec, targets: int) -> list[float]:
     """Return the spec's density of each target."""
     return list(spec.density) if isinstance(spec.density, tuple) else [spec.density] * targets

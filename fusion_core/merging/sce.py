@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fusion_core.merge_spec import MergeSpec
-from fusion_core.merging.method import EntryMethod
+from fusion_core.merging.method import EntryMethod, ones_for_zeros
 from fusion_core.merging.selection import Cutoff, select_largest, share_of
 from fusion_core.merging.statistics import DeltaStatistics
 from fusion_core.merging.values import TensorValues
@@ -62,13 +62,17 @@ class Sce(EntryMethod):
     def merge(self, pivot_N: torch.Tensor, deltas_TN: torch.Tensor, prepared: Selected, start: int) -> torch.Tensor:
         """Drop what was not selected, erase minorities and add the rest."""
         if prepared.cutoff is not None:
-            deltas_TN.mul_(prepared.cutoff.mask(_variance(deltas_TN)[0], start))
+            prepared.cutoff.apply(_variance(deltas_TN)[0], start, deltas_TN)
         direction_N = deltas_TN.sum(dim=0).sign_()
-        kept_TN = (deltas_TN.sign() == direction_N) | (direction_N == 0)
-        weights_TN = kept_TN * torch.as_tensor(prepared.weights, dtype=pivot_N.dtype, device=pivot_N.device)[:, None]
-        weight_N = weights_TN.sum(dim=0)
-        merged_N = weights_TN.mul_(deltas_TN).sum(dim=0)
-        return pivot_N + merged_N.div_(torch.where(weight_N == 0, 1, weight_N))
+        # Masks as numbers: products of bool and float tensors are many times slower.
+        sign_TN = deltas_TN.sign()
+        kept_TN = (sign_TN * direction_N).clamp_(min=0)
+        # In a draw all stay.
+        kept_TN.addcmul_(sign_TN.abs_(), direction_N.eq_(0))
+        weights_T = torch.as_tensor(prepared.weights, dtype=pivot_N.dtype, device=pivot_N.device)
+        weight_N = weights_T @ kept_TN
+        merged_N = weights_T @ kept_TN.mul_(deltas_TN)
+        return merged_N.div_(ones_for_zeros(weight_N)).add_(pivot_N)
 
     def weights(self, prepared: Selected) -> np.ndarray:
         """Return the weights of the matrix."""
@@ -100,7 +104,7 @@ def _selected_squares(values: TensorValues, cutoff: Cutoff, start: int, stop: in
     squares_T = np.zeros(values.targets)
     for first, last in values.chunks(start, stop):
         _, deltas_TN = values.pivot_and_deltas(first, last)
-        deltas_TN.mul_(cutoff.mask(_variance(deltas_TN)[0], first))
+        cutoff.apply(_variance(deltas_TN)[0], first, deltas_TN)
         squares_T += deltas_TN.square().sum(dim=1, dtype=torch.float64).cpu().numpy()
     return squares_T
 

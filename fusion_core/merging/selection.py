@@ -45,18 +45,25 @@ class Cutoff:
     starts: list[int]
     ties_before: list[int]
 
+    def apply(self, scores_N: torch.Tensor, start: int, values_N: torch.Tensor) -> None:
+        """Set the entries of ``values_N`` [..., N] that are not selected to zero; overwrites the scores."""
+        values_N.mul_(self.mask(scores_N, start))
+
     def mask(self, scores_N: torch.Tensor, start: int) -> torch.Tensor:
-        """Return which entries of the part that begins at ``start`` are selected, bool [N]."""
+        """Return which entries of the part that begins at ``start`` are selected: ones and zeros [N] over the scores.
+
+        Numbers, because torch multiplies by them many times faster than it fills by a bool mask.
+        """
         part = bisect_left(self.starts, start)
         left = self.quota - self.ties_before[part]
         if left <= 0:
-            return scores_N > self.value
+            return scores_N.gt_(self.value)
         is_last = part + 1 == len(self.starts)
         if not is_last and self.ties_before[part + 1] <= self.quota:
-            return scores_N >= self.value
-        mask_N = scores_N > self.value
-        mask_N[torch.nonzero(scores_N == self.value)[:left, 0]] = True
-        return mask_N
+            return scores_N.ge_(self.value)
+        first_ties = torch.nonzero(scores_N == self.value)[:left, 0]
+        scores_N.gt_(self.value)[first_ties] = 1
+        return scores_N
 
 
 def share_of(count: int, share: float) -> int:

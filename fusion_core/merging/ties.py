@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fusion_core.merge_spec import MergeSpec
-from fusion_core.merging.method import EntryMethod, densities
+from fusion_core.merging.method import EntryMethod, densities, ones_for_zeros
 from fusion_core.merging.selection import Cutoff, select_largest, share_of
 from fusion_core.merging.statistics import DeltaStatistics
 from fusion_core.merging.values import TensorValues
@@ -48,7 +48,7 @@ class Ties(EntryMethod):
     def merge(self, pivot_N: torch.Tensor, deltas_TN: torch.Tensor, prepared: list[Cutoff], start: int) -> torch.Tensor:
         """Trim, elect and average some entries."""
         for cutoff, delta_N in zip(prepared, deltas_TN, strict=False):
-            delta_N.mul_(cutoff.mask(delta_N.abs(), start))
+            cutoff.apply(delta_N.abs(), start, delta_N)
         weights_T = torch.as_tensor(self.weights_T, dtype=pivot_N.dtype, device=pivot_N.device)
         return torch.add(pivot_N, elect_and_add(deltas_TN, weights_T, self.divides), alpha=self.scaling_coefficient)
 
@@ -73,11 +73,12 @@ def elect_and_add(deltas_TN: torch.Tensor, weights_T: torch.Tensor, divides: boo
     Tensor [N]
         Zero where the weighted deltas sum to zero.
     """
+    # Signs and masks as numbers: products of bool and float tensors are many times slower.
     weighted_TN = deltas_TN.mul_(weights_T[:, None])
     elected_N = weighted_TN.sum(dim=0).sign_()
-    agrees_TN = (weighted_TN.sign() == elected_N) & (elected_N != 0)
+    agrees_TN = (weighted_TN * elected_N).gt_(0)
     merged_N = weighted_TN.mul_(agrees_TN).sum(dim=0)
     if not divides:
         return merged_N
-    weight_N = (weights_T[:, None] * agrees_TN).sum(dim=0)
-    return merged_N.div_(torch.where(weight_N == 0, 1, weight_N))
+    weight_N = weights_T @ agrees_TN
+    return merged_N.div_(ones_for_zeros(weight_N))

@@ -88,8 +88,8 @@ class TensorValues:
 
     def pivot_and_deltas(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pivot [N] and the targets' deltas from it [T, N] in the work type on the device."""
-        values_MN = self._torch[:, start:stop].to(self.device, self.work_dtype)
-        return values_MN[0], values_MN[1:] - values_MN[0]
+        values_MN = self._torch[:, start:stop].to(self.device, self.work_dtype, copy=True)
+        return values_MN[0], values_MN[1:].sub_(values_MN[0])
 
     def deltas_at(self, places_N: np.ndarray) -> torch.Tensor:
         """Return the targets' deltas [T, N] at some entries."""

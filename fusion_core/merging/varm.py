@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fusion_core.merge_spec import MergeSpec
-from fusion_core.merging.method import EntryMethod, WeightedMethod, Weights
+from fusion_core.merging.method import EntryMethod, WeightedMethod, Weights, ones_for_zeros
 from fusion_core.merging.statistics import DeltaStatistics
 from fusion_core.merging.values import TensorValues
 
@@ -70,13 +70,14 @@ class VarmByParameter(EntryMethod):
         """Return pivot + sum_j w_jn delta_jn."""
         # Relative to the largest, so that squares of tiny deltas do not vanish.
         largest_N = deltas_TN.abs().amax(dim=0)
-        change_TN = (deltas_TN / torch.where(largest_N > 0, largest_N, 1)).abs()
+        change_TN = (deltas_TN / ones_for_zeros(largest_N)).abs_()
         if self.variation == "square":
             change_TN.square_()
-        change_TN[:, largest_N == 0] = 1
-        weights_TN = change_TN / change_TN.sum(dim=0)
-        prepared.add(start, weights_TN)
-        return pivot_N + (weights_TN * deltas_TN).sum(dim=0)
+        total_N = change_TN.sum(dim=0)
+        unchanged = len(total_N) - int(torch.count_nonzero(total_N))
+        weights_TN = change_TN.div_(ones_for_zeros(total_N))
+        prepared.add(start, weights_TN, unchanged)
+        return deltas_TN.mul_(weights_TN).sum(dim=0).add_(pivot_N)
 
     def weights(self, prepared: WeightSums) -> np.ndarray:
         """Return the mean weights."""
@@ -91,9 +92,9 @@ class WeightSums:
         self._count = count
         self._parts: dict[int, np.ndarray] = {}
 
-    def add(self, start: int, weights_TN: torch.Tensor) -> None:
-        """Add the weights of the entries from ``start`` on."""
-        self._parts[start] = weights_TN.sum(dim=1, dtype=torch.float64).cpu().numpy()
+    def add(self, start: int, weights_TN: torch.Tensor, unchanged: int) -> None:
+        """Add the weights of the entries from ``start`` on; ``unchanged`` of them are zero and stand for equal ones."""
+        self._parts[start] = weights_TN.sum(dim=1).double().cpu().numpy() + unchanged / self._targets
 
     @property
     def means(self) -> np.ndarray:

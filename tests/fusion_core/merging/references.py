@@ -109,7 +109,7 @@ def sce(spec, pivot, targets):
     squares = (deltas**2).sum(axis=1)
     weights = squares / squares.sum() if squares.sum() > 0 else np.full(len(targets), 1 / len(targets))
     direction = np.sign(deltas.sum(axis=0))
-    kept = weights[:, None] * ((np.sign(deltas) == direction) | (direction == 0))
+    kept = weights[:, None] * ((np.sign(deltas) == direction) | (direction == 0)) * (deltas != 0)
     return pivot + (kept * deltas).sum(axis=0) / np.where(kept.sum(axis=0) == 0, 1, kept.sum(axis=0))
 
 

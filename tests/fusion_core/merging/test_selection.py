@@ -36,7 +36,7 @@ def selected(values: TensorValues, keeps: list[int]) -> np.ndarray:
             scores_TN = values.pivot_and_deltas(first, last)[1].abs()
             pairs = zip(cutoffs, scores_TN, strict=True)
             masks.append(torch.stack([cutoff.mask(scores_N, first) for cutoff, scores_N in pairs]))
-    return torch.cat(masks, dim=1).numpy()
+    return torch.cat(masks, dim=1).bool().numpy()
 
 
 def expected(deltas: np.ndarray, keeps: list[int]) -> np.ndarray:
