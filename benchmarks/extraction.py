@@ -19,13 +19,13 @@ the process at rest with model and data, each way in a process of its own. Budge
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,9 @@ def work_of(way: str, model: Any, dialogues: list[Dialogue], budget: int) -> Cal
     if way == "extraction":
         config, size = ExtractionConfig(batch_tokens=budget), range(model.config.vocab_size)
         return lambda: extract_shard(model, size, dialogues, config, model_name="benchmark", device=model.device)
-    return lambda: {"floor": floor, "materialised": materialised}[way](model, dialogues, budget)
+    if way == "floor":
+        return lambda: floor(model, dialogues, budget)
+    return lambda: materialised(model, dialogues, budget)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -159,9 +161,16 @@ def _one_round(arguments: argparse.Namespace, device: torch.device, dtype: torch
         work()
         print((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The model was built in float32, so the process's peak so far is no measure: this forgets it.
+    Path("/proc/self/clear_refs").write_text("5")
+    before_kib = _process_kibibytes("VmRSS")
     work()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 2**10)
+    print((_process_kibibytes("VmHWM") - before_kib) / 2**10)
+
+
+def _process_kibibytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def main() -> int:

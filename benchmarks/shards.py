@@ -30,6 +30,7 @@ from fusion_core.shards import Shard, ShardMetadata, read_shard, write_shard
 BYTES_BUDGET = 40.0
 DECODE_BUDGET_MB = 100.0
 POSITIONS_PER_DIALOGUE = 200
+TABLE_WIDTH = 120
 
 
 def random_shard(positions: int, vocabulary: int, zipf: bool, k: int = 10) -> Shard:
@@ -85,7 +86,7 @@ def main() -> int:
             fits &= _row(table, title, random_shard(arguments.positions, vocabulary, zipf), path, arguments, estimate)
         for own in arguments.shard:
             fits &= _row(table, own.name, read_shard(own), path, arguments, None)
-    Console().print(table)
+    Console(width=TABLE_WIDTH).print(table)
     return 0 if fits else 1
 
 

@@ -12,12 +12,14 @@ LARGEST_PADDING_SHARE = 0.04
 ENOUGH_OF_BUDGET = 0.25
 
 
-def token_batches(lengths: Sequence[int], batch_tokens: int, *, window: int = WINDOW_DIALOGUES) -> list[np.ndarray]:
+def token_batches(
+    lengths: Sequence[int] | np.ndarray, batch_tokens: int, *, window: int = WINDOW_DIALOGUES
+) -> list[np.ndarray]:
     """Group sequences so that each batch, padded to its longest, has at most `batch_tokens` tokens.
 
     Parameters
     ----------
-    lengths : sequence of int
+    lengths : sequence of int, or integer array
         Tokens of each sequence; empty ones are in no batch.
     batch_tokens : int
         Longest sequence times number of sequences of a batch, at most; a longer sequence is a batch of its own.

@@ -261,7 +261,11 @@ class _Extraction:
                 return sampled_of_logits(logits, labels, k, uniforms, vocabulary_size=self.vocabulary_size)
             return top_k_of_logits(logits, labels, k, vocabulary_size=self.vocabulary_size)
         hidden = head.body(input_ids=input_ids, use_cache=False).last_hidden_state[at]
-        settings = {"bias": head.bias, "transform": head.transform, "vocabulary_size": self.vocabulary_size}
+        settings: dict[str, Any] = {
+            "bias": head.bias,
+            "transform": head.transform,
+            "vocabulary_size": self.vocabulary_size,
+        }
         if uniforms is not None:
             return sampled_distributions(hidden, head.weight, labels, k, uniforms, **settings)
         return top_k_distributions(hidden, head.weight, labels, k, **settings)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fusion_core.top_k_logits import LogitTransform, chunk_logits, default_chunk_size, exact_logits
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sampled_distributions(
     hidden: Tensor,
     weight: Tensor,
@@ -70,7 +70,7 @@ def sampled_distributions(
     return ids, log_weights, label_log_probs.clamp_(max=0.0)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sampled_of_logits(
     logits: Tensor, labels: Tensor, k: int, uniforms: Tensor, *, vocabulary_size: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,7 +72,7 @@ class LogitChunk:
         return self.tiles.view(-1)[(token_ids // width * rows + row) * width + token_ids % width]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def top_k_distributions(
     hidden: Tensor,
     weight: Tensor,
@@ -141,7 +141,7 @@ def top_k_distributions(
     return token_ids, log_probs, label_log_probs
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def top_k_of_logits(
     logits: Tensor, labels: Tensor, k: int, *, vocabulary_size: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
