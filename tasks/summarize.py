@@ -83,7 +83,7 @@ def write_summary(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds if seconds is not None else _seconds_since_start(workplace, config, fusion_run),
         recipe=config.model_dump(mode="json", exclude_none=True),
-        command=f"fuseline run {config.name}.yaml",
+        command="fuseline run recipe.yaml",
         device=_device_name(),
         peak_memory_bytes=_peak_memory_bytes(),
         models=model_rows(fusion, checkpoints),

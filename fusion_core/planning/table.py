@@ -16,9 +16,9 @@ UNKNOWN = "?"
 # Runnable processes per thread above which a plan says so.
 BUSY = 1.5
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("dialogues", "dialogues", format_count),
+    ("dial.", "dialogues", format_count),
     ("tokens", "tokens", format_count),
-    ("positions", "positions", format_count),
+    ("posit.", "positions", format_count),
     ("FLOPs", "flops", format_count),
     ("written", "bytes", format_bytes),
     ("memory", "memory_bytes", format_bytes),
@@ -37,16 +37,15 @@ STAGE_FIELDS = {
 
 def plan_table(plan: Plan) -> RenderableType:
     """Return what a terminal prints for a plan: its rows, totals of what is not cached, and what is not known."""
-    table = Table(title=f"Plan of {plan.name}", title_justify="left", title_style="bold")
-    table.add_column("stage")
-    table.add_column("subject", overflow="fold")
-    table.add_column("status")
+    # Without lines and with one column for stage and subject a row fits a terminal of 80 columns.
+    table = Table(title=f"Plan of {plan.name}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("part", overflow="fold")
+    table.add_column("status", no_wrap=True)
     for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in plan.rows:
         table.add_row(
-            row.stage,
-            Text(row.subject),
+            Text(f"{row.stage} {row.subject}"),
             Text(row.status, style=STATUS_STYLES[row.status]),
             *(_cell(row, field, write) for _, field, write in COLUMNS),
         )

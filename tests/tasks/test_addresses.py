@@ -65,7 +65,9 @@ def test_a_setting_changes_the_addresses_below_it_and_no_others(sections: dict, 
 
 def test_names_and_places_of_models_are_no_part_of_an_address() -> None:
     moved = fusion()
-    moved = replace(moved, sources=tuple(replace(m, name=f"{m.name}2", folder=Path("/elsewhere")) for m in moved.sources))
+    moved = replace(
+        moved, sources=tuple(replace(m, name=f"{m.name}2", folder=Path("/elsewhere")) for m in moved.sources)
+    )
     assert changed(moved) == set()
 
 
