@@ -1,4 +1,4 @@
-"""Fused shards to micro-batches: which dialogues each optimizer step takes, and their tensors.
+"""Fused shards to the tensors of micro-batches.
 
 Legend: B dialogues of one micro-batch, T tokens of the longest, N response positions, K entries of a distribution.
 """
@@ -9,7 +9,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from fusion_core.errors import ShardError, TrainingError
 from fusion_core.shards import Shard, read_shard
+from fusion_core.training_plan import SHARDS_IN_WINDOW, BatchPlan
 
-SHARDS_IN_WINDOW = 2
 # A batch at an epoch's border may draw on two windows.
 SHARDS_IN_MEMORY = 2 * SHARDS_IN_WINDOW
 
@@ -31,7 +30,10 @@ class MicroBatch:
     Parameters
     ----------
     input_ids : int64 [B, T]
-        Padded on the right. A causal model needs no mask for that: nothing attends to what comes later.
+        Padded on the right. A causal model needs no mask for that: nothing attends to what comes later. Or packed:
+        one row with one dialogue after the other.
+    position_ids : int64 [1, T] or None
+        Of packed dialogues: each counts from 0, which is how models tell where one ends and the next begins.
     rows : int64 [N]
         Response positions in the flattened [B * T].
     labels : int64 [N]
@@ -40,6 +42,7 @@ class MicroBatch:
     """
 
     input_ids: Tensor
+    position_ids: Tensor | None
     rows: Tensor
     labels: Tensor
     token_ids: Tensor
@@ -47,7 +50,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the same on a device."""
-        return MicroBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        parts = (getattr(self, name) for name in self.__dataclass_fields__)
+        return MicroBatch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,25 @@ class FusedShards:
         number, place = self.index[row, :2]
         return self._shard(int(number)).dialogue_ids[place]
 
-    def micro_batch(self, rows: Sequence[int], pad_token_id: int) -> MicroBatch:
+    def micro_batch(self, rows: Sequence[int], pad_token_id: int, *, packed: bool = False) -> MicroBatch:
         """Return the tensors of the dialogues in these rows of the index."""
         parts = [self._read(row) for row in rows]
-        longest = max(len(part.input_ids) for part in parts)
+        lengths = [len(part.input_ids) for part in parts]
+        position_ids = None
+        if packed:
+            input_ids = np.concatenate([part.input_ids for part in parts]).astype(np.int64)[None]
+            position_ids = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None])
+            starts = np.cumsum([0, *lengths[:-1]])
+        else:
+            input_ids = np.full((len(parts), max(lengths)), pad_token_id, np.int64)
+            for place, part in enumerate(parts):
+                input_ids[place, : lengths[place]] = part.input_ids
+            starts = np.arange(len(parts)) * max(lengths)
         widest = max(part.token_ids.shape[1] for part in parts)
-        input_ids = np.full((len(parts), longest), pad_token_id, np.int64)
-        for place, part in enumerate(parts):
-            input_ids[place, : len(part.input_ids)] = part.input_ids
-        flat = [place * longest + part.positions.astype(np.int64) for place, part in enumerate(parts)]
+        flat = [start + part.positions.astype(np.int64) for start, part in zip(starts, parts, strict=True)]
         return MicroBatch(
             torch.from_numpy(input_ids),
+            position_ids,
             torch.from_numpy(np.concatenate(flat)),
             torch.from_numpy(np.concatenate([part.input_ids[part.positions + 1] for part in parts]).astype(np.int64)),
             torch.from_numpy(np.concatenate([_widened(part.token_ids, widest, -1) for part in parts])),
@@ -141,7 +153,12 @@ class FusedShards:
         """Return one token without loss, for a process that has fewer micro-batches than another."""
         nothing = torch.zeros(0, dtype=torch.int64)
         return MicroBatch(
-            torch.tensor([[pad_token_id]]), nothing, nothing, torch.zeros(0, 1, dtype=torch.int32), torch.zeros(0, 1)
+            torch.tensor([[pad_token_id]]),
+            None,
+            nothing,
+            nothing,
+            torch.zeros(0, 1, dtype=torch.int32),
+            torch.zeros(0, 1),
         )
 
     def _read(self, row: int) -> _Example:
@@ -166,72 +183,15 @@ class FusedShards:
         return self._cache[number]
 
 
-class BatchPlan:
-    """Which dialogues each optimizer step takes, on which process and in which micro-batch.
-
-    Every process computes the same plan from the index alone. Dialogues run on from one epoch to the next without a
-    short batch in between; only the last step may be short.
-
-    Parameters
-    ----------
-    index : int64 [dialogues, 4]
-        Shard, place in it, tokens and positions of every dialogue, in the shards' order.
-    epochs, batch_dialogues, micro_batch_tokens, seed : int
-    processes : int
-    """
-
-    def __init__(
-        self,
-        index: np.ndarray,
-        *,
-        epochs: int,
-        batch_dialogues: int,
-        micro_batch_tokens: int,
-        seed: int,
-        processes: int = 1,
-    ) -> None:
-        self._index = index
-        self._batch_dialogues = batch_dialogues
-        self._micro_batch_tokens = micro_batch_tokens
-        self._processes = processes
-        self._drawn = epochs * len(index)
-        self.steps = -(-self._drawn // batch_dialogues)
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: shuffled_by_window(index[:, 0], seed, epoch))
-
-    def rows(self, step: int) -> np.ndarray:
-        """Return the rows of the index that a step takes, over all processes."""
-        start = step * self._batch_dialogues
-        draws = np.arange(start, min(start + self._batch_dialogues, self._drawn))
-        return np.array([self._epoch(int(draw) // len(self._index))[draw % len(self._index)] for draw in draws])
-
-    def micro_batches(self, step: int, process: int) -> list[list[int]]:
-        """Return the rows of each micro-batch of one process; every process gets equally many lists."""
-        rows = self.rows(step)
-        longest_first = rows[np.argsort(-self._index[rows, 2], kind="stable")]
-        shares = [
-            self._within_budget(longest_first[start :: self._processes].tolist()) for start in range(self._processes)
-        ]
-        most = max(len(share) for share in shares)
-        return shares[process] + [[] for _ in range(most - len(shares[process]))]
-
-    def _within_budget(self, longest_first: list[int]) -> list[list[int]]:
-        groups: list[list[int]] = []
-        for row in longest_first:
-            tokens_each = int(self._index[groups[-1][0], 2]) if groups else 0
-            if groups and (len(groups[-1]) + 1) * tokens_each <= self._micro_batch_tokens:
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        return groups
-
-
 def load_batch(shards: FusedShards, plan: BatchPlan, step: int, process: int, pad_token_id: int) -> Batch:
     """Read what one process computes of one optimizer step."""
     rows = plan.rows(step)
     groups = plan.micro_batches(step, process)
     return Batch(
         tuple(
-            shards.micro_batch(group, pad_token_id) if group else shards.empty_micro_batch(pad_token_id)
+            shards.micro_batch(group, pad_token_id, packed=plan.packing)
+            if group
+            else shards.empty_micro_batch(pad_token_id)
             for group in groups
         ),
         tuple(shards.dialogue_id(int(row)) for row in rows),
@@ -239,25 +199,6 @@ def load_batch(shards: FusedShards, plan: BatchPlan, step: int, process: int, pa
         int(shards.index[rows, 2].sum()),
         int((shards.index[rows, 2] ** 2).sum()),
     )
-
-
-def shuffled_by_window(shard_of_row: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return all rows of the index in an order drawn for this epoch, which reads a few shards at a time.
-
-    Parameters
-    ----------
-    shard_of_row : int64 [dialogues]
-    seed, epoch : int
-
-    Returns
-    -------
-    int64 [dialogues]
-        A permutation: shards are shuffled, then the dialogues of each few consecutive ones together.
-    """
-    draws = np.random.default_rng([seed, epoch])
-    shards = draws.permutation(np.unique(shard_of_row))
-    windows = [shards[start : start + SHARDS_IN_WINDOW] for start in range(0, len(shards), SHARDS_IN_WINDOW)]
-    return np.concatenate([draws.permutation(np.flatnonzero(np.isin(shard_of_row, window))) for window in windows])
 
 
 @dataclass(frozen=True)

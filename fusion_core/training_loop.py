@@ -30,7 +30,7 @@ from fusion_core.models import ResolvedModel, load_model, read_model_config, res
 from fusion_core.progress import Advance
 from fusion_core.training_adapters import add_adapters, merge_adapters
 from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
-from fusion_core.training_data import Batch, BatchPlan, FusedShards, MicroBatch, load_batch
+from fusion_core.training_data import Batch, FusedShards, MicroBatch, load_batch
 from fusion_core.training_devices import accelerated, distributed
 from fusion_core.training_flops import FlopsMeter
 from fusion_core.training_interruption import Interruption
@@ -42,11 +42,13 @@ from fusion_core.training_metrics import (
     TrainingWindow,
     peak_memory_bytes,
 )
-from fusion_core.training_model import TargetModel, decay_groups, write_target
+from fusion_core.training_model import TargetModel, check_packing, decay_groups, write_target
+from fusion_core.training_plan import BatchPlan
 
 # They change time, memory or what is told, and weights by rounding at most: a run may go on with others.
 SPEED_SETTINGS = (
     "micro_batch_tokens",
+    "packing",
     "processes",
     "strategy",
     "gradient_checkpointing",
@@ -91,6 +93,7 @@ def train_in_this_process(
             micro_batch_tokens=config.micro_batch_tokens,
             seed=config.seed,
             processes=accelerator.num_processes,
+            packing=config.packing,
         )
         identity = _identity(config, lm_weight, pivot, data)
         checkpoints = TrainingCheckpoints(checkpoint_folder, identity, config.keep_checkpoints)
@@ -162,6 +165,9 @@ def _target(
         raise TrainingError("Sampled distributions have no temperature; remove `temperature` from the recipe.")
     probe = data.micro_batch([0], pad_token_id=0).input_ids[0].to(language_model.device)
     model = TargetModel(language_model, probe, lm_weight=lm_weight, temperature=config.temperature, tail=tail)
+    if config.packing and len(data.index) > 1:
+        both, second = data.micro_batch([0, 1], 0, packed=True), data.micro_batch([1], 0)
+        check_packing(language_model, both.to(language_model.device), second.to(language_model.device))
     if config.lora is not None:
         add_adapters(language_model, config.lora, config.seed)
     if config.gradient_checkpointing:

@@ -23,6 +23,8 @@ from fusion_core.model_folders import copy_non_weight_files
 from fusion_core.output_heads import find_output_head
 from fusion_core.training_data import MicroBatch
 
+# Float32 products in another order; a dialogue that sees its neighbour differs by far more.
+PACKING_TOLERANCE = 1e-3
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -69,7 +71,8 @@ class TargetModel(nn.Module):
     def forward(self, batch: MicroBatch, normaliser: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, lm loss and fusion loss: sums over the positions, divided by `normaliser`."""
         body = self.language_model.get_submodule(self._body)
-        hidden_BTH = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        hidden_BTH = body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
         head = self.language_model.get_output_embeddings()
         loss = fusion_cross_entropy(
             hidden_BTH.flatten(0, 1)[batch.rows],
@@ -86,6 +89,33 @@ class TargetModel(nn.Module):
             normaliser=normaliser,
         )
         return loss.loss, loss.lm_loss, loss.fusion_loss
+
+
+@torch.inference_mode()
+def check_packing(language_model: PreTrainedModel, packed: MicroBatch, alone: MicroBatch) -> None:
+    """Refuse packing where a dialogue's logits change with the one packed before it.
+
+    Parameters
+    ----------
+    language_model : PreTrainedModel
+    packed : MicroBatch
+        Two dialogues in one row.
+    alone : MicroBatch
+        The second of them.
+
+    Raises
+    ------
+    ModelError
+        If the architecture does not keep packed dialogues apart.
+    """
+    expected = language_model(input_ids=alone.input_ids, use_cache=False).logits[0]
+    together = language_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
+    error = (together[-len(expected) :] - expected).abs().max()
+    if not error <= PACKING_TOLERANCE * expected.abs().max():
+        raise ModelError(
+            f"{type(language_model).__name__} does not keep packed dialogues apart (logits differ by {float(error):.2g}); "
+            "set `packing: false`."
+        )
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

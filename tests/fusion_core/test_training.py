@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from fusion_core.config import LoraConfig, TrainingConfig
+from fusion_core.errors import ModelError
 from fusion_core.training import train_target
 from fusion_core.training_adapters import add_adapters, merge_adapters
+from fusion_core.training_data import FusedShards
 from fusion_core.training_loop import learning_rate
+from fusion_core.training_plan import BatchPlan
 from tests.fusion_core.training_fixtures import (
     VOCABULARY,
     distributions_of,
@@ -73,8 +76,6 @@ def test_lm_weight_one_is_plain_fine_tuning(pivot, shards, tmp_path):
     train(
         pivot, shards, tmp_path, config.model_copy(update={"window_steps": 1}), lm_weight=1.0, on_window=windows.append
     )
-
-    from fusion_core.training_data import BatchPlan, FusedShards
 
     data = FusedShards(shards)
     plan = BatchPlan(data.index, epochs=2, batch_dialogues=6, micro_batch_tokens=96, seed=0)
@@ -161,6 +162,21 @@ def test_micro_batches_do_not_change_the_result(pivot, shards, tmp_path):
     small, large = weights(tmp_path / "small/target"), weights(tmp_path / "large/target")
     for name in small:
         torch.testing.assert_close(small[name], large[name], rtol=1e-3, atol=2e-5)
+
+
+def test_packing_does_not_change_the_result(pivot, shards, tmp_path):
+    train(pivot, shards, tmp_path / "padded", settings())
+    train(pivot, shards, tmp_path / "packed", settings(packing=True))
+    padded, packed = weights(tmp_path / "padded/target"), weights(tmp_path / "packed/target")
+    for name in padded:
+        torch.testing.assert_close(padded[name], packed[name], rtol=1e-3, atol=2e-5)
+
+
+def test_an_architecture_that_mixes_packed_dialogues_is_refused(shards, tmp_path):
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "pivot")
+    with pytest.raises(ModelError, match=r"MambaForCausalLM.*`packing: false`"):
+        train(tmp_path / "pivot", shards, tmp_path, settings(packing=True))
 
 
 def test_same_inputs_same_bytes_and_a_resumed_run_too(pivot, shards, tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 
 from fusion_core.distributions import TopK
 from fusion_core.errors import ShardError, TrainingError
 from fusion_core.shards import Shard, write_shard
-from fusion_core.training_data import BatchPlan, FusedShards, load_batch, shuffled_by_window
+from fusion_core.training_data import FusedShards, load_batch
 from fusion_core.training_metrics import TrainingHistory
+from fusion_core.training_plan import BatchPlan, packed_groups, padded_groups, shuffled_by_window
 from tests.fusion_core.test_training import pivot, settings, shards, train  # noqa: F401
 from tests.fusion_core.training_fixtures import fused_shard, random_dialogues, response_positions
 
@@ -86,6 +89,38 @@ def test_a_batch_holds_each_positions_label_and_distribution(data):
         assert list(batch.dialogue_ids) == ids
         assert batch.tokens == sum(len(dialogues[row]) for row in plan.rows(step))
     assert seen == sum(len(response_positions(ids)) for ids in dialogues)
+
+
+def test_padded_groups_compute_least():
+    lengths = [100, 60, 58, 10, 9, 9]
+
+    def cost(cuts):
+        edges = [0, *cuts, len(lengths)]
+        groups = [range(start, stop) for start, stop in pairwise(edges)]
+        if any(len(group) > 1 and len(group) * lengths[group[0]] > 150 for group in groups):
+            return np.inf, groups
+        return sum(len(group) * lengths[group[0]] + 512 for group in groups), groups
+
+    every = [cuts for size in range(6) for cuts in combinations(range(1, 6), size)]
+    least = min((cost(cuts) for cuts in every), key=lambda pair: pair[0])
+    groups = padded_groups(lengths, 150)
+    assert cost([group[0] for group in groups[1:]])[0] == least[0]
+    assert groups == [[0], [1, 2], [3, 4, 5]]
+
+
+def test_packed_groups_fill_the_budget():
+    assert packed_groups([90, 60, 50, 40, 10, 5], 100) == [[0, 4], [1, 3], [2, 5]]
+    assert packed_groups([300, 20], 100) == [[0], [1]]
+
+
+def test_packed_dialogues_keep_their_own_positions_and_labels(data):
+    rows = [3, 1, 7]
+    batch = data.micro_batch(rows, 0, packed=True)
+    dialogues = random_dialogues(50, seed=4)
+    assert batch.input_ids[0].tolist() == [int(token) for row in rows for token in dialogues[row]]
+    assert batch.position_ids[0].tolist() == [place for row in rows for place in range(len(dialogues[row]))]
+    assert (batch.labels == batch.input_ids[0, batch.rows + 1]).all()
+    assert (batch.token_ids[:, 0] == batch.labels).all()
 
 
 def test_few_shards_are_in_memory(data):
