@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,15 +42,12 @@ def copy_and_hash(source: Readable, target: BinaryIO | None = None) -> str:
     return digest.hexdigest()
 
 
-def update_digest(
-    digest: hashlib._Hash, source: Readable, target: BinaryIO | None = None, count: int = sys.maxsize
-) -> None:
-    """Add at most `count` bytes of `source` to a digest, and copy them to `target` where one is given."""
-    while count and (chunk := source.read(min(count, CHUNK_BYTES))):
+def update_digest(digest: hashlib._Hash, source: Readable, target: BinaryIO | None = None) -> None:
+    """Add what is left of `source` to a digest, and copy it to `target` where one is given."""
+    while chunk := source.read(CHUNK_BYTES):
         digest.update(chunk)
         if target is not None:
             target.write(chunk)
-        count -= len(chunk)
 
 
 def hash_file(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -286,9 +287,11 @@ class S3Store(Store):
             rest = [pool.submit(self._get_range, name, first["ETag"], start, path) for start in starts]
             try:
                 update_digest(digest, first["Body"], file)
-                for future in rest:
-                    # From the page cache, while later ranges are still on their way.
-                    update_digest(digest, file, count=future.result())
+                for start, future in zip(starts, rest, strict=True):
+                    end = start + future.result()
+                    # Out of the page cache without a copy, while later ranges are still on their way.
+                    with mmap.mmap(file.fileno(), end - start, offset=start, access=mmap.ACCESS_READ) as written:
+                        digest.update(written)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
