@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flows.command_line.recipe_argument import Recipe
 from tasks.environment import make_prefect_home
-
-Recipe = Annotated[Path, typer.Argument(help="Recipe in YAML.", metavar="CONFIG", show_default=False)]
 
 
 def plan(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line.fusion_commands import Recipe
+from flows.command_line.folder_merge import merge_folders, read_merge_options
+from flows.command_line.recipe_argument import Recipe
 
 ModelName = Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be given several times.")]
 
@@ -41,49 +42,40 @@ def train(config: Recipe) -> None:
 
 
 def merge(
-    pivot: Annotated[Path, typer.Argument(help="Checkpoint folder of the pivot, or a recipe in YAML.")],
+    pivot: Annotated[Path | None, typer.Argument(help="Checkpoint folder of the pivot, or a recipe in YAML.")] = None,
     target: Annotated[list[Path] | None, typer.Argument(help="Checkpoint folders of the targets.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the merged checkpoint; must not exist yet.")] = None,
     method: Annotated[str, typer.Option(help="varm, linear, task_arithmetic, slerp, ties, dare or sce.")] = "varm",
-    granularity: Annotated[str | None, typer.Option(help="What shares one weight (varm).")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, such as density=0.2.")
+    ] = None,
+    mergekit_config: Annotated[Path | None, typer.Option(help="Take models and method from mergekit's YAML.")] = None,
 ) -> None:
     """Merge checkpoint folders, or the targets of a recipe that train has published."""
-    if target:
-        _merge_folders(pivot, target, out, method, granularity)
-        return
-    from tasks.stored_fusion import StoredFusion
+    from fusion_core.errors import ConfigError
 
-    _say([StoredFusion.open(pivot).merge()])
+    if mergekit_config is not None:
+        from fusion_core.merging.mergekit import read_mergekit_config
+
+        merge_folders(*read_mergekit_config(mergekit_config), out)
+    elif pivot is None:
+        raise ConfigError("Name the pivot's and the targets' checkpoint folders, a recipe, or --mergekit-config.")
+    elif target:
+        merge_folders(pivot, target, read_merge_options(method, setting or []), out)
+    else:
+        from tasks.stored_fusion import StoredFusion
+
+        _say([StoredFusion.open(pivot).merge()])
 
 
 def evaluate(config: Recipe, model: ModelName = None) -> None:
     """Score models, targets and the fused model on the held-out dialogues, in nats per response byte."""
-    from fusion_core.report.terminal import score_table
     from rich.console import Console
 
+    from fusion_core.report.terminal import score_table
     from tasks.stored_fusion import StoredFusion
 
     Console().print(score_table(StoredFusion.open(config).evaluate(model)))
-
-
-def _merge_folders(pivot: Path, targets: list[Path], out: Path | None, method: str, granularity: str | None) -> None:
-    from pydantic import ValidationError
-
-    from fusion_core.errors import ConfigError
-    from fusion_core.merge_spec import MergeSpec
-    from fusion_core.merging import merge_checkpoints
-    from fusion_core.progress import show_progress
-    from fusion_core.recipes import explain
-
-    if out is None:
-        raise ConfigError("Say where the merged checkpoint goes: add --out FOLDER.")
-    try:
-        spec = MergeSpec.model_validate({"method": method} | ({"granularity": granularity} if granularity else {}))
-    except ValidationError as error:
-        raise ConfigError(f"These options cannot be used: {explain(error)}") from error
-    with show_progress("merge", "tensors") as progress:
-        merge_checkpoints(pivot, targets, out, spec, progress=progress)
-    print(f"merged: {out}")
 
 
 def _say(artifacts: list) -> None:

