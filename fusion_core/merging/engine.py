@@ -5,13 +5,13 @@ Shape legend: M models (the pivot, then the targets), N entries of a part of a t
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,10 @@ from fusion_core.merging.statistics import DeltaStatistics
 from fusion_core.merging.stream import StoredTensor, TensorStream
 from fusion_core.merging.structure import check_structure
 from fusion_core.merging.values import BLOCK, TensorValues
+from fusion_core.merging.work import TensorWork, one_torch_thread, thread_count, when_all_done
 from fusion_core.merging.writer import CheckpointWriter
 from fusion_core.model_folders import copy_non_weight_files, set_config_dtype
 from fusion_core.progress import Advance, ignore_progress
-
-# More threads would wait for memory, not compute.
-MAX_THREADS = 8
 
 # Below this, reading ahead would stall on every tensor of a small model.
 MIN_READ_AHEAD_BYTES = 32 << 20
@@ -59,7 +57,7 @@ def merge_checkpoints(
         when it is whole. An earlier merge at this place is replaced, anything else is not.
     spec : MergeSpec
     progress : callable
-        Called with bytes read and bytes to read.
+        Called with tensors done and tensors to do; methods that need two passes count each tensor twice.
 
     Returns
     -------
@@ -116,13 +114,12 @@ class _Merge:
         self.weights: dict[str, list[float]] = {}
         self._group_weights: dict[str, Weights] = {}
         self._is_grouped = isinstance(method, WeightedMethod) and method.granularity != "matrix"
-        self._read_bytes = 0
-        pass_bytes = sum(entry.size_bytes for entry in checkpoints[0].tensors.values()) * len(checkpoints)
-        self._total_bytes = pass_bytes * (2 if self._is_grouped else 1)
+        self._steps_done = 0
+        self._steps = len(checkpoints[0].tensors) * (2 if self._is_grouped else 1)
 
     def run(self, folder: Path) -> None:
         """Write the merged weights into a folder and fill ``weights`` and ``statistics``."""
-        with _one_torch_thread(), ThreadPoolExecutor(_thread_count(), thread_name_prefix="merge") as self._pool:
+        with one_torch_thread(), ThreadPoolExecutor(thread_count(), thread_name_prefix="merge") as self._pool:
             if self._is_grouped:
                 self._pass(self._begin_statistics, self._end_statistics)
                 self._weigh_groups()
@@ -133,13 +130,13 @@ class _Merge:
 
     def _pass(
         self,
-        begin: Callable[[StoredTensor], _Work],
-        end: Callable[[_Work], None],
+        begin: Callable[[StoredTensor], TensorWork],
+        end: Callable[[TensorWork], None],
     ) -> None:
         """Stream every tensor through ``begin`` as soon as it is read, then through ``end``, in order."""
         stream = TensorStream(self.checkpoints, self._capacity_bytes())
-        running: deque[_Work] = deque()
-        begun: deque[_Work] = deque()
+        running: deque[TensorWork] = deque()
+        begun: deque[TensorWork] = deque()
         try:
             is_read = False
             while not is_read or begun:
@@ -156,10 +153,10 @@ class _Merge:
                 if begun:
                     work = begun.popleft()
                     end(work)
-                    _when_all_done(work.merging, lambda tensor=work.tensor: stream.give_back(tensor))
+                    when_all_done(work.merging, partial(stream.give_back, work.tensor))
                     running.append(work)
-                    self._read_bytes += work.tensor.rows.nbytes
-                    self.progress(self._read_bytes, self._total_bytes)
+                    self._steps_done += 1
+                    self.progress(self._steps_done, self._steps)
                 while running and all(future.done() for future in running[0].merging):
                     running.popleft().finish()
             while running:
@@ -169,17 +166,17 @@ class _Merge:
                 work.cancel()
             stream.stop()
 
-    def _begin_statistics(self, tensor: StoredTensor) -> _Work:
+    def _begin_statistics(self, tensor: StoredTensor) -> TensorWork:
         if not tensor.entry.is_float:
-            return _Work(tensor, None, [])
+            return TensorWork(tensor, None, [])
         values = TensorValues(tensor.entry, tensor.rows, self.device, self._pool)
         if tensor.entry.name in self.statistics:
-            return _Work(tensor, values, [])
+            return TensorWork(tensor, values, [])
         with_pivot = isinstance(self.method, WeightedMethod) and self.method.needs_pivot_products
         sums = [self._pool.submit(values.statistics, start, stop, with_pivot) for start, stop in values.blocks]
-        return _Work(tensor, values, sums)
+        return TensorWork(tensor, values, sums)
 
-    def _end_statistics(self, work: _Work) -> None:
+    def _end_statistics(self, work: TensorWork) -> None:
         if work.values is None or work.tensor.entry.name in self.statistics:
             return
         sums = sum((future.result() for future in work.sums), DeltaStatistics.zeros(work.values.targets))
@@ -187,7 +184,7 @@ class _Merge:
             self._refuse_not_finite(work.values)
         self.statistics[work.tensor.entry.name] = sums
 
-    def _begin_merge(self, work: _Work) -> None:
+    def _begin_merge(self, work: TensorWork) -> None:
         self._end_statistics(work)
         if work.values is None:
             work.merging = [self._pool.submit(self._copy, work.tensor)]
@@ -229,7 +226,7 @@ class _Merge:
         return block.view(dtype)[: stop - start]
 
     def _write_block(self, values: TensorValues, start: int, out_N: torch.Tensor) -> None:
-        self._writer.write(values.entry.name, start * out_N.itemsize, memoryview(out_N.view(torch.uint8).numpy()))
+        self._writer.write(values.entry.name, start * out_N.itemsize, out_N.view(torch.uint8).numpy().data)
 
     def _copy(self, tensor: StoredTensor) -> None:
         for row, checkpoint in zip(tensor.rows[1:], self.checkpoints[1:], strict=True):
@@ -238,7 +235,7 @@ class _Merge:
                     f"{tensor.entry.name} is of type {tensor.entry.dtype}, which cannot be merged, and "
                     f"{checkpoint.folder} has other values in it than the pivot; only equal ones are copied."
                 )
-        self._writer.write(tensor.entry.name, 0, memoryview(tensor.rows[0]))
+        self._writer.write(tensor.entry.name, 0, tensor.rows[0].data)
 
     def _weigh_groups(self) -> None:
         assert isinstance(self.method, WeightedMethod)
@@ -269,65 +266,7 @@ class _Merge:
         return largest * len(self.checkpoints) + max(largest, MIN_READ_AHEAD_BYTES)
 
 
-class _Work:
-    """A tensor on its way: the sums that were begun, then the blocks being merged, then a last step."""
-
-    def __init__(self, tensor: StoredTensor, values: TensorValues | None, sums: list[Future]):
-        self.tensor = tensor
-        self.values = values
-        self.sums = sums
-        self.merging: list[Future] = []
-        self.when_merged: Callable[[], None] | None = None
-
-    def finish(self) -> None:
-        """Wait for the blocks, raise what went wrong in them, and take the last step."""
-        for future in self.merging:
-            future.result()
-        if self.when_merged is not None:
-            self.when_merged()
-
-    def cancel(self) -> None:
-        """Drop what has not begun."""
-        for future in (*self.sums, *self.merging):
-            future.cancel()
-
-
 _thread_memory = threading.local()
-
-
-def _when_all_done(futures: list[Future], then: Callable[[], None]) -> None:
-    if not futures:
-        then()
-        return
-    left = len(futures)
-    lock = threading.Lock()
-
-    def one_is_done(_: Future) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            is_last = left == 0
-        if is_last:
-            then()
-
-    for future in futures:
-        future.add_done_callback(one_is_done)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    # The blocks are spread over threads already; torch's own would fight with them over the same cores.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _thread_count() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_THREADS, available))
 
 
 def _usable_device(name: str) -> torch.device:

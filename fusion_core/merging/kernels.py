@@ -152,7 +152,7 @@ def count_bracket(scores_N, low, high, inside_N):
 def random_mask(key, start, count, share):
     """Draw which of the entries from ``start`` on are kept, each with probability ``share``; SplitMix64 of the place.
 
-    Returns ones and zeros.
+    Returns ones and zeros, float32.
     A draw depends on ``key`` and the entry's place alone, so that it is the same however the entries are cut up.
     """
     mask_N = np.empty(count, dtype=np.float32)

@@ -58,7 +58,8 @@ def read_mergekit_config(path: Path) -> tuple[Path, list[Path], MergeSpec]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MergeError(f"The mergekit configuration {path} cannot be read: {error}.") from error
+        problem = " ".join(str(error).split())
+        raise MergeError(f"The mergekit configuration {path} cannot be read: {problem}.") from error
     if not isinstance(config, dict):
         raise MergeError(f"{path} is no mergekit configuration: it has no keys.")
     try:

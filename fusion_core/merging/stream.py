@@ -98,7 +98,7 @@ class TensorStream:
                 flat = self._bytes[span.start : span.start + entry.size_bytes * len(self._checkpoints)]
                 rows = flat.reshape(len(self._checkpoints), entry.size_bytes)
                 for row, checkpoint in zip(rows, self._checkpoints, strict=True):
-                    checkpoint.read_into(name, memoryview(row))
+                    checkpoint.read_into(name, row.data)
                 if entry.is_float:
                     rows = flat.view(FLOAT_STORAGE[entry.dtype]).reshape(len(self._checkpoints), entry.count)
                 self._ready.put(StoredTensor(entry, rows, span))

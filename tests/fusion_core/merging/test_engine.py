@@ -176,7 +176,7 @@ def test_the_rerun_gives_the_same_bytes(folders: Folders, tmp_path: Path, spec: 
 def test_number_of_threads_changes_nothing(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
     for threads in (1, 3):
-        monkeypatch.setattr("fusion_core.merging.engine._thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr("fusion_core.merging.engine.thread_count", lambda threads=threads: threads)
         for number, spec in enumerate((MergeSpec(granularity="parameter"), MergeSpec(method="sce", select_top_k=0.3))):
             merge_checkpoints(*folders, tmp_path / f"merged-{number}", spec)
         outputs.append([bytes_of(tmp_path / f"merged-{number}") for number in range(2)])
@@ -228,9 +228,8 @@ def test_progress_ends_at_the_total(folders: Folders, tmp_path: Path) -> None:
     for spec, passes in ((MergeSpec(), 1), (MergeSpec(granularity="model"), 2)):
         seen: list[tuple[int, int]] = []
         merge_checkpoints(*folders, tmp_path / "merged", spec, progress=lambda *step, seen=seen: seen.append(step))
-        size = sum(tensor.nbytes for tensor in load(folders[0]).values())
-        assert seen[-1] == (3 * passes * size, 3 * passes * size)
-        assert seen == sorted(seen)
+        count = passes * len(load(folders[0]))
+        assert seen == [(done, count) for done in range(1, count + 1)]
 
 
 def test_empty_and_odd_tensors_pass_through(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def assert_near(merged: dict[str, torch.Tensor], expected: dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=identifier)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 def test_merged_tensors_are_those_of_the_reference(tmp_path: Path, spec: MergeSpec, dtype: torch.dtype) -> None:
     pivot = random_pivot(dtype=dtype)
     targets = [trained_from(pivot, seed) for seed in (1, 2, 3)]
