@@ -318,7 +318,7 @@ store.upload("a/large", Path({str(tmp_path / "file")!r}), if_absent=True)
 def test_publishing_over_a_failing_server(aws_environment: ObjectServer, cache: LocalCache, tmp_path: Path) -> None:
     with faulty_proxy(aws_environment.endpoint_url, every=10) as proxy:
         store = S3Store(BUCKET, f"tests/{tmp_path.name}", endpoint_url=proxy.endpoint_url, read_timeout_seconds=0.5)
-        for round_number in range(4):
+        for round_number in range(6):
             assert publish(store, tmp_path / str(round_number)) == list(SHARDS)
             folder = fetch_folder(store, cache, ADDRESS)
             assert [(folder / name).read_bytes() for name in SHARDS] == [shard_bytes(name) for name in SHARDS]
