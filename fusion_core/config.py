@@ -239,7 +239,8 @@ class TrainingConfig(Section):
     packing: bool = Field(
         False,
         description="Put dialogues one after the other into a row, each seeing itself alone, instead of padding them "
-        "to the longest; pays where lengths differ much and attention is cheap. Same result up to rounding.",
+        "to the longest. Same result up to rounding; saves the padding (about a tenth) where attention knows the "
+        "borders, and costs more than it saves on a CPU, where attention is masked.",
     )
     learning_rate: PositiveFloat = Field(5e-6, description="Peak learning rate of AdamW.")
     warmup_share: Share = Field(0.03, description="Share of the steps over which the learning rate rises.")

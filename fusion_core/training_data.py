@@ -50,8 +50,18 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the same on a device."""
-        parts = (getattr(self, name) for name in self.__dataclass_fields__)
-        return MicroBatch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
+
+        def moved(part: Tensor) -> Tensor:
+            return part.to(device, non_blocking=True)
+
+        return MicroBatch(
+            moved(self.input_ids),
+            None if self.position_ids is None else moved(self.position_ids),
+            moved(self.rows),
+            moved(self.labels),
+            moved(self.token_ids),
+            moved(self.log_probs),
+        )
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ def check_packing(language_model: PreTrainedModel, packed: MicroBatch, alone: Mi
     error = (together[-len(expected) :] - expected).abs().max()
     if not error <= PACKING_TOLERANCE * expected.abs().max():
         raise ModelError(
-            f"{type(language_model).__name__} does not keep packed dialogues apart (logits differ by {float(error):.2g}); "
-            "set `packing: false`."
+            f"{type(language_model).__name__} does not keep packed dialogues apart (logits differ by "
+            f"{float(error):.2g}); set `packing: false`."
         )
 
 
