@@ -79,7 +79,8 @@ def build(vocabulary: int, dtype: torch.dtype, device: torch.device) -> LlamaFor
         num_key_value_heads=4,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
+    model: Any = LlamaForCausalLM(config)
+    return model.to(device=device, dtype=dtype).eval()
 
 
 @torch.inference_mode()
