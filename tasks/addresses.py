@@ -18,6 +18,9 @@ ALGORITHM_VERSIONS = {"extraction": 1, "fusion": 1, "training": 1, "merge": 1, "
 EXTRACTION_SPEED_SETTINGS = {"batch_tokens"}
 TRAINING_SPEED_SETTINGS = {
     "micro_batch_tokens",
+    "packing",
+    "processes",
+    "strategy",
     "gradient_checkpointing",
     "checkpoint_steps",
     "keep_checkpoints",

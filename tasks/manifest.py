@@ -12,6 +12,9 @@ from fusion_core.errors import StoreError
 from tasks.store import BrokenObjectError, MissingObjectError, Store, check_key
 
 MANIFEST = "manifest.json"
+# The model card of a checkpoint lies beside what its manifest lists: it tells the scores, which are known only after
+# the checkpoint is whole, and every run writes it anew.
+CARD = "README.md"
 SCHEMA_VERSION = 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -10,8 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 from tasks.addresses import ResolvedFusion
+from tasks.manifest import CARD
 from tasks.publication import Artifact
-from tasks.summarize import CARD, RunFiles
+from tasks.summarize import RunFiles
 from tasks.tracking import Tracking, plain_errors
 from tasks.workplace import Workplace, open_workplace
 
@@ -39,7 +42,7 @@ def register_model(
     config = fusion.config
     tracking = workplace.tracking(config.registry.experiment)
     name = config.registry.model_name or config.name
-    folder = workplace.folder(merged.address)
+    folder = _lasting_folder(workplace, merged, files)
     with plain_errors(workplace.settings):
         version = _find_version(tracking, name, merged.address)
         if version is None:
@@ -56,6 +59,27 @@ register = task(
     cache_policy=NO_CACHE,
     persist_result=False,
 )
+
+
+def _lasting_folder(workplace: Workplace, merged: Artifact, files: RunFiles) -> Path:
+    """Return a verified folder of the checkpoint that stays: the store's own, or one beside the run's report."""
+    folder = workplace.folder(merged.address)
+    if workplace.store.local_path(merged.address) == folder:
+        return folder
+    lasting = files.folder / "model"
+    lasting.mkdir(exist_ok=True)
+    for path in (*folder.iterdir(), files.folder / CARD):
+        _link(path, lasting / path.name)
+    return lasting
+
+
+def _link(path: Path, to: Path) -> None:
+    to.unlink(missing_ok=True)
+    try:
+        # The local cache keeps its own name for the same bytes, so the checkpoint takes no room twice.
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)
 
 
 def _find_version(tracking: Tracking, name: str, address: str) -> str | None:

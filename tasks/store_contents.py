@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from fusion_core.errors import StoreError
-from tasks.manifest import MANIFEST, Artifact, artifact_of, read_manifest
+from tasks.manifest import CARD, MANIFEST, Artifact, artifact_of, read_manifest
 from tasks.store import BrokenObjectError, ObjectInfo, Store
 
 
@@ -138,7 +138,8 @@ def read_contents(store: Store) -> Contents:
         if manifest is None:  # deleted since it was listed
             continue
         artifacts.append(StoredArtifact(manifest.stage, info.modified, artifact_of(manifest, reused=True, seconds=0.0)))
-        listed = {f"{address}/{entry.stored_as}" for entry in manifest.entries} | {info.key}
+        listed = {f"{address}/{entry.stored_as}" for entry in manifest.entries}
+        listed |= {info.key, f"{address}/{CARD}"}
         strays.extend(item for item in beside[address] if item.key not in listed)
     unfinished = tuple(_unfinished(address, objects) for address, objects in sorted(alone.items()))
     return Contents(tuple(artifacts), tuple(broken), unfinished, tuple(strays))

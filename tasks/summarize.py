@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from fusion_core.model_card import model_card
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
@@ -19,10 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from fusion_core.config import FusionConfig
 from fusion_core.devices import default_device
 from fusion_core.evaluation.score_table import ScoreTable, compare
+from fusion_core.model_card import model_card
 from fusion_core.report.html import render_report
 from fusion_core.report.run_summary import RunSummary
 from tasks.addresses import FUSED, ResolvedFusion
 from tasks.evaluate import read_scores
+from tasks.manifest import CARD
 from tasks.prepare import PreparedDialogues
 from tasks.publication import Artifact
 from tasks.summary_rows import (
@@ -38,7 +39,6 @@ from tasks.workplace import Workplace, open_workplace
 
 REPORT = "report.html"
 SUMMARY = "summary.json"
-CARD = "README.md"
 PACKAGES = ("fuseline", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "prefect", "mlflow")
 
 
