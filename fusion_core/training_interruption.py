@@ -24,7 +24,7 @@ class Interruption:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._catches:
-            signal.signal(signal.SIGTERM, self._before)
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
         self.requested = True

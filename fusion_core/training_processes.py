@@ -28,6 +28,8 @@ from fusion_core.training_interruption import Interruption
 from fusion_core.training_metrics import TrainingReport, TrainingWindow
 
 POLL_SECONDS = 0.2
+# A child finds this package wherever its parent was started.
+PACKAGES = str(Path(__file__).resolve().parents[1])
 
 
 def launched_from_outside() -> bool:
@@ -92,6 +94,7 @@ class _Children:
                 "LOCAL_WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
+                "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGES, os.environ.get("PYTHONPATH")])),
             }
             if device == "cpu" and count > 1:
                 environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
