@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fusion_core.config import ModelConfig, TrainingConfig
@@ -110,7 +111,7 @@ def train_in_this_process(
                 # Draws such as dropout's depend on the step alone, so that a resumed run repeats them.
                 torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
                 losses, stop = _accumulate_gradients(accelerator, prepared, batch, interruption)
-                norm = float(accelerator.clip_grad_norm_(prepared.parameters(), config.max_gradient_norm))
+                norm = _clip(accelerator, prepared, config.max_gradient_norm)
                 history.stop_if_diverging(step, losses[0], norm, batch.dialogue_ids, config.stop_loss_factor)
                 _apply_gradients(optimizer, rate)
                 spent = waited + clock.lap()
@@ -211,6 +212,12 @@ def _memory_error_explained(batch: MicroBatch, device: torch.device) -> Iterator
             f"{peak_memory_bytes(device) / 1e9:.1f} GB: lower `micro_batch_tokens`, set `gradient_checkpointing: true` "
             "or shorten dialogues with `max_length_tokens`."
         ) from error
+
+
+def _clip(accelerator: Accelerator, model: nn.Module, largest: float) -> float:
+    norm = accelerator.clip_grad_norm_(model.parameters(), largest)
+    # Of sharded gradients it may come as a sum that is still spread over the processes.
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _apply_gradients(optimizer: AcceleratedOptimizer, rate: float) -> None:

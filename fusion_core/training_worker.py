@@ -45,7 +45,7 @@ def main(folder: Path, events: int) -> int:
         traceback.print_exc()
         tell({"error": "TrainingError", "message": f"Training failed: {type(error).__name__}: {error}"})
         return 1
-    if os.environ["RANK"] == "0":
+    if os.environ.get("RANK", "0") == "0":
         (folder / "report.json").write_text(json.dumps(report.as_metadata()), encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
