@@ -116,7 +116,7 @@ def fuse_with_winners(
         # At a single position, a source with nothing to say does not compete.
         cross_entropies = np.where(has_row, cross_entropies, np.inf)
     winners = np.argmin(cross_entropies, axis=0).astype(np.int8)
-    silent = ~has_row[1:].any(axis=0) if sources else np.zeros(pivot.positions, bool)
+    silent = np.logical_not(np.any(has_row[1:], axis=0)) if sources else np.zeros(pivot.positions, bool)
     if function == "mince":
         fused = _select(models, winners, silent if level == "token" else None, where_pivot_wins, unaligned)
     else:

@@ -48,7 +48,7 @@ def nearest_texts(wanted: Sequence[str], offered: Sequence[str], workers: int = 
             if high > low:
                 # In the caller's order, so that the first of equally near texts is found first.
                 near = np.sort(by_length[low:high])
-                nearest = _within([wanted[i] for i in left], [offered[i] for i in near], distance, workers)
+                nearest = _within([wanted[int(i)] for i in left], [offered[int(i)] for i in near], distance, workers)
                 found[left] = np.where(nearest >= 0, near[nearest], -1)
                 left = left[nearest < 0]
             distance += 1 if distance < 4 else distance

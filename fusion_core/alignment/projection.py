@@ -112,7 +112,7 @@ def project(
     Raises
     ------
     AlignmentError
-        If positions or vocabulary belong to other arrays.
+        If positions or text belong to other arrays, or a text is given with matched tokens.
 
     Notes
     -----
@@ -143,6 +143,8 @@ def project_with_coverage(
     """Do what :func:`project` does, and say how each position came about; same parameters and errors."""
     if isinstance(positions, BytePositions):
         rows, row_splits = positions.source_rows, positions.row_splits
+    elif text is not None:
+        raise AlignmentError("A text needs byte positions; project matched tokens without it.")
     else:
         rows = np.array([match[0] if len(match) == 1 else -1 for match in positions], np.int64)
         row_splits = np.array([0, len(rows)], np.int64)
@@ -161,7 +163,7 @@ def project_with_coverage(
         np.ascontiguousarray(source.label_log_probs, np.float32),
     )
     keep_first = duplicates == "first"
-    if text is None or not isinstance(positions, BytePositions):
+    if text is None or isinstance(positions, Sequence):
         kinds = np.where(rows >= 0, BOUNDARY, NOT_COVERED).astype(np.uint8)
         if isinstance(positions, BytePositions):
             kinds[(rows >= 0) & (positions.bytes_read > 0)] = NO_ENTRY

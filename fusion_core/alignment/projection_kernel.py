@@ -68,12 +68,12 @@ class View(NamedTuple):
     whole : entries are looked up as whole tokens; node, best : where lookups start in the trie.
     """
 
-    read: int
-    before: int
+    read: np.int64
+    before: np.int64
     inside: bool
     whole: bool
-    node: int
-    best: int
+    node: np.int64
+    best: np.int64
 
 
 @compiled
@@ -211,7 +211,7 @@ def read_first_row(
         if token == label:
             seen = True
             looked_at += mass
-            landed += entry < top_k
+            landed += int(entry < top_k)
             if ends_here:
                 mapped = np.int64(gold)
         elif token >= len(strings.special):
@@ -232,7 +232,7 @@ def read_first_row(
                 mapped = np.int64(gold)
             elif fitting or view.read == 0 or strings.special[token]:
                 mapped = look_up(strings, token, trie, vocabulary, view)
-            landed += mapped >= 0 and entry < top_k
+            landed += int(mapped >= 0 and entry < top_k)
         if mapped >= 0:
             count = add_mass(scratch, count, mapped, mass, keep_first)
             if mapped == gold:
@@ -251,7 +251,7 @@ def read_next_rows(
     gold_mass = 0.0
     for row in range(first, last + 1):
         label, start = source.labels[row], source.starts[row]
-        left, label_mass, seen = 1.0, np.exp(np.float64(rows.label_log_probs[row])), False
+        left, seen = 1.0, False
         for entry in range(rows.token_ids.shape[1] + 1):
             token, mass = entry_of(rows, row, entry, label, seen)
             if token < 0 or token >= len(strings.special) or (strings.special[token] and token != label):
@@ -277,7 +277,7 @@ def read_next_rows(
             # What is not stored, or would end the turn here, says only that the bytes so far were read.
             count = add_mass(scratch, count, best, path * left, keep_first)
             gold_mass += path * left if best == gold else 0.0
-        path *= label_mass
+        path *= np.exp(np.float64(rows.label_log_probs[row]))
         node, best = walk(trie, node, best, strings.buffer, strings.offsets[label], strings.offsets[label + 1])
     return count, gold_mass
 
