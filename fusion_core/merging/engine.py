@@ -262,8 +262,8 @@ class _Merge:
 
     def _capacity_bytes(self) -> int:
         largest = max((entry.size_bytes for entry in self.checkpoints[0].tensors.values()), default=0)
-        # The last of the (targets + 2) tensors that a merge may hold is for reading ahead.
-        return largest * len(self.checkpoints) + max(largest, MIN_READ_AHEAD_BYTES)
+        # Half of the last of the (targets + 2) tensors that a merge may hold is for reading ahead, half for all else.
+        return largest * len(self.checkpoints) + max(largest // 2, MIN_READ_AHEAD_BYTES)
 
 
 _thread_memory = threading.local()
