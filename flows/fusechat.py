@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from fusion_core.config import FusionConfig
 from tasks.addresses import CONTROL, FUSED
@@ -20,8 +19,7 @@ from tasks.summarize import summarize
 from tasks.train import train, train_control
 
 
-# One worker: the stages share one device.
-@flow(name="fusechat", flow_run_name="{config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="fusechat", flow_run_name="{config.name}")
 @mend_broken_objects
 def fusechat(config: FusionConfig) -> FusionResult:
     """Fuse every source's knowledge into the pivot, merge the targets, score and register the fused model."""

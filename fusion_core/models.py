@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from fusion_core.config import ModelConfig
-from fusion_core.devices import compute_dtype
+from fusion_core.devices import compute_dtype, default_device
 from fusion_core.errors import ModelError, TokenizerError, first_line
 
 TOKENIZER_FILES = (
@@ -71,10 +71,12 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
     _check_folder(model.name, folder)
     template = _read_template(model)
     tokenizer_digest = _digest_of_files(folder, TOKENIZER_FILES, extra=template or "")
+    # 'auto' means another precision on another machine, and precision decides what the model answers.
+    dtype = str(compute_dtype(model.dtype, default_device())).removeprefix("torch.")
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     digest = _digest_of_files(folder, ("config.json", *weights), extra=f"{tokenizer_digest} {revision or ''}")
     return ResolvedModel(
-        model.name, folder, digest, tokenizer_digest, revision, template, model.dtype, model.trust_remote_code
+        model.name, folder, digest, tokenizer_digest, revision, template, dtype, model.trust_remote_code
     )
 
 
@@ -234,4 +236,3 @@ def _file_digest(path: Path, size: int, modified_ns: int) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusion_core.config import ExtractionConfig, FusionConfig, TrainingConfig
+from fusion_core.devices import compute_dtype, default_device
 from fusion_core.dialogues import ResolvedFile
 from fusion_core.models import ResolvedModel
 
@@ -125,10 +126,14 @@ class ResolvedFusion:
         spec = digest_of(ALGORITHM_VERSIONS["merge"], self.config.merge.model_dump(mode="json"))
         return f"merged/{targets}/{spec}"
 
-    def scores(self, identity: str) -> str:
-        """Address of the held-out scores of a model given by its digest or address."""
+    def scores(self, model: ResolvedModel | str) -> str:
+        """Address of the held-out scores of one of the recipe's models, or of a checkpoint given by its address."""
+        if isinstance(model, ResolvedModel):
+            identity = digest_of(model.digest, model.dtype, self.template_of(model))
+        else:
+            identity = digest_of(model, self.pivot.dtype)
         spec = digest_of(ALGORITHM_VERSIONS["scores"], self.config.dialogues.max_length_tokens)
-        return f"scores/{digest_of(identity)}/{self.dataset_digest[:ADDRESS_DIGITS]}/{spec}"
+        return f"scores/{identity}/{self.dataset_digest[:ADDRESS_DIGITS]}/{spec}"
 
     def _training_data(self, sources: tuple[ResolvedModel, ...], training: TrainingConfig) -> str:
         # With lambda = 1 the fused distributions carry no weight: the control depends on dialogues and pivot alone,
@@ -139,6 +144,7 @@ class ResolvedFusion:
 
     def _training_spec(self, training: TrainingConfig) -> str:
         settings = _without(training, TRAINING_SPEED_SETTINGS)
+        settings["precision"] = str(compute_dtype(training.precision, default_device()))
         return digest_of(ALGORITHM_VERSIONS["training"], settings, self.pivot.digest)
 
 

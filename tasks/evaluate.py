@@ -32,7 +32,7 @@ def score_model(
     stage = Stage(
         "evaluate",
         name,
-        fusion.scores(model.digest if isinstance(model, ResolvedModel) else model.address),
+        fusion.scores(model if isinstance(model, ResolvedModel) else model.address),
         (held_out.address, *(() if isinstance(model, ResolvedModel) else (model.address,))),
         fusion_run,
         config.registry.experiment,

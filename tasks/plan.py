@@ -74,7 +74,7 @@ def stage_addresses(fusion: ResolvedFusion) -> dict[tuple[str, str], str]:
     if config.strategy == "pairwise":
         made[FUSED] = fusion.merged()
         addresses[("merge", FUSED)] = made[FUSED]
-    addresses |= {("evaluate", model.name): fusion.scores(model.digest) for model in models}
+    addresses |= {("evaluate", model.name): fusion.scores(model) for model in models}
     addresses |= {("evaluate", name): fusion.scores(address) for name, address in made.items()}
     return addresses
 

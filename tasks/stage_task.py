@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -60,8 +61,9 @@ def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callabl
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        # Called directly, a task that names its own state would return that state instead of the result.
-        return prefect_task.submit(*args, **kwargs).result()
+        # Called without it, a task that names its own state would return that state instead of the result. It runs in
+        # the flow's own thread, where training can answer to SIGTERM and Ctrl-C.
+        return prefect_task(*args, return_state=True, **kwargs).result()
 
     return call
 
@@ -84,6 +86,9 @@ def mend_broken_objects(flow_body: Callable[Parameters, Value]) -> Callable[Para
                 discard(open_workplace().store, error.address, error.name)
         return flow_body(*args, **kwargs)
 
+    # Prefect reads the types of a flow's parameters, and would look for their names in this module.
+    run.__annotations__ = get_type_hints(flow_body)
+    run.__dict__["__signature__"] = inspect.signature(flow_body, eval_str=True)
     return run
 
 

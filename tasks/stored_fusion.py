@@ -89,7 +89,7 @@ class StoredFusion:
         dialogues = PreparedDialogues(train=self._dialogues("train"), held_out=self._dialogues("held_out"))
         fused = [self._needed(fusion.fused(group), "fuse") for group in fusion.groups]
         checkpoints = {**self._targets(), **self._present_checkpoints(), FUSED: self._needed(fusion.merged(), "merge")}
-        identities = {model.name: model.digest for model in (fusion.pivot, *fusion.sources)}
+        identities: dict[str, ResolvedModel | str] = {model.name: model for model in (fusion.pivot, *fusion.sources)}
         identities |= {name: made.address for name, made in checkpoints.items()}
         scores = {name: self._needed(fusion.scores(identity), "evaluate") for name, identity in identities.items()}
         return write_summary(fusion, dialogues, self._distributions(), fused, checkpoints, scores, seconds=0.0)

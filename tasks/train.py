@@ -41,7 +41,8 @@ def train_on_fused(
 
         def on_window(window: TrainingWindow) -> None:
             now = int(time.time() * 1000)
-            tracking.log_points(run, [(key, float(value), now, window.step) for key, value in asdict(window).items()])
+            points = [(key, value, now, window.step) for key, value in asdict(window).items() if value is not None]
+            tracking.log_points(run, points)
 
         fused_folder = workplace.folder(fused.address)
         output = folder / "target"
