@@ -107,9 +107,9 @@ def project(
     -------
     TopK [N, K]
         Rows hold the source's mass, at most 1: nothing is normalised again but conditional rows, whose mass is
-        relative to the entries that fit. With ``text``, the sum of ``label_log_probs`` over a response is the source's
-        log-probability of its bytes, which is a little more than that of its own tokens where other spellings of the
-        same bytes have mass too.
+        relative to the entries that fit. With ``text``, the sum of ``label_log_probs`` over a response is close to
+        the source's log-probability of its own tokens, and exactly that for prefix codes; otherwise other spellings of
+        the same bytes count too.
 
     Raises
     ------

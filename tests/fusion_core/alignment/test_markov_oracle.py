@@ -113,6 +113,22 @@ def test_finer_pivot_gets_the_true_distribution(seed, splits) -> None:
     check(seed, 0, splits)
 
 
+def test_gold_masses_multiply_to_the_sources_probability_of_the_text() -> None:
+    random = np.random.default_rng(3)
+    letters = make_vocabulary(ALPHABET)
+    words = make_vocabulary([b"aa", b"ab", b"ac", b"b", b"ca", b"cb", b"cc"])
+    text = b"aabcacbbab"
+    tokens = tokenise(words, text)
+    rows = random.dirichlet(np.ones(len(words)), len(tokens))
+    pivot = make_spans(letters, [tokenise(letters, text)], [text])
+    source = make_spans(words, [tokens], [text])
+    shared, positions = share([text], pivot, source, letters, words)
+    distributions = dense_rows(rows, source.labels, source.row_splits)
+    found = project_with_coverage(distributions, positions, prefix_map(words, letters), text=shared)
+    expected = distributions.label_log_probs.sum()
+    assert found.top_k.label_log_probs.sum() == pytest.approx(expected, rel=1e-5)
+
+
 def test_positions_inside_source_tokens_take_part() -> None:
     assert np.mean(check(1, 0, 8) == CONDITIONED) > 0.3
 

@@ -179,7 +179,7 @@ def test_positions_of_other_arrays_are_refused() -> None:
         project(source, BytePositions(np.array([4]), np.array([0]), np.array([0, 1])), np.array([0], np.int32))
     vocabulary = make_vocabulary([b"a"])
     spans = make_spans(vocabulary, [[0, 0]], [b"aa"])
-    shared, positions = share([b"aa"], spans, spans, vocabulary, vocabulary)
+    shared, _ = share([b"aa"], spans, spans, vocabulary, vocabulary)
     with pytest.raises(AlignmentError, match="2 source tokens"):
         project(source, BytePositions(np.array([0, 0]), np.array([0, 0]), np.array([0, 2])), np.arange(1), text=shared)
     with pytest.raises(AlignmentError, match="byte positions"):
