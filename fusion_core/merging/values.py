@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 # Entries that one thread takes at a time. Sums are taken block by block in order, so the size decides last bits.
 BLOCK = 1 << 20
 # Entries of a block that torch works on at a time on the processor, so that its temporaries stay in the cache.
-CPU_CHUNK = 1 << 16
+CPU_CHUNK = 1 << 15
 
 _scratch = threading.local()
 
