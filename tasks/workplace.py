@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -88,6 +89,8 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
                 )
                 tracking.log(run, metrics={"bytes": found.bytes, "objects": found.objects})
         shutil.rmtree(folder, ignore_errors=True)
+    # Models and optimizers hang in reference cycles: without this the next stage's come on top of them.
+    gc.collect()
     return found
 
 
