@@ -76,6 +76,19 @@ def test_equals_the_models_own_logits(family):
     assert_equals_own_logits(model, dialogues, top_k)
 
 
+def test_tokens_beyond_unused_ids_are_read():
+    class WithUnusedIds(Tokenizer):
+        def __len__(self) -> int:
+            return VOCABULARY - 50
+
+        def get_vocab(self) -> dict[str, int]:
+            return {str(index): index for index in range(VOCABULARY) if not 20 <= index < 70}
+
+    model, dialogues = small_model("Llama"), some_dialogues()
+    top_k, _ = extract_shard(model, WithUnusedIds(), dialogues, ExtractionConfig(), model_name="small", device=CPU)
+    assert_equals_own_logits(model, dialogues, top_k)
+
+
 def test_equals_the_own_logits_of_a_real_model(stories_folder):
     model = AutoModelForCausalLM.from_pretrained(stories_folder, dtype=torch.float32).eval()
     size = model.config.vocab_size
