@@ -32,6 +32,8 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
     pivot_tokenizer = load_tokenizer(pivot)
     pivot_template = str(pivot_tokenizer.chat_template)
     if config.extraction.template == "pivot":
+        # A tokenizer may carry several templates by name; this is the one that chats.
+        pivot_template = str(pivot_tokenizer.get_chat_template())
         sources = tuple(replace(source, chat_template=pivot_template) for source in sources)
     for source in sources:
         load_tokenizer(source)
