@@ -106,6 +106,7 @@ class FusedShards:
         index: list[np.ndarray] = []
         self.truncations: set[str] = set()
         made_of: list[str] = []
+        dialogues_of: list[str] = []
         for number in range(len(self._paths)):
             shard = self._shard(number)
             lengths = np.diff(_inputs(shard, self._paths[number]).input_splits)
@@ -115,6 +116,7 @@ class FusedShards:
             index.append(np.stack([numbers, dialogues, lengths[dialogues], positions[dialogues]], 1))
             self.truncations.add(shard.metadata.truncation)
             made_of.append(f"{shard.metadata.model_digest} {shard.metadata.dataset_digest}")
+            dialogues_of.append(shard.metadata.dataset_digest)
         # int64 [dialogues, 4]: shard, place in it, tokens, positions.
         self.index = np.concatenate(index) if index else np.zeros((0, 4), np.int64)
         if not len(self.index):
@@ -124,10 +126,12 @@ class FusedShards:
             )
 
         self._made_of = "\n".join(made_of)
+        self._dialogues_of = "\n".join(dialogues_of)
 
-    def digest(self) -> str:
-        """Return a digest of what the shards were made of and of their dialogues' sizes."""
-        return hashlib.sha256(self._made_of.encode() + self.index.tobytes()).hexdigest()
+    def digest(self, *, with_distributions: bool = True) -> str:
+        """Return a digest of what the shards were made of and of their dialogues' sizes; or of the dialogues alone."""
+        made_of = self._made_of if with_distributions else self._dialogues_of
+        return hashlib.sha256(made_of.encode() + self.index.tobytes()).hexdigest()
 
     def dialogue_id(self, row: int) -> str:
         """Return the id of the dialogue in one row of the index."""

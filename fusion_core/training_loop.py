@@ -96,10 +96,10 @@ def train_in_this_process(
             processes=accelerator.num_processes,
             packing=config.packing,
         )
-        identity = _identity(config, lm_weight, pivot, data)
+        dtype = compute_dtype(config.precision, accelerator.device)
+        identity = _identity(config, lm_weight, dtype, pivot, data)
         checkpoints = TrainingCheckpoints(checkpoint_folder, identity, config.keep_checkpoints)
         first_step, state = checkpoints.restore(prepared, optimizer)
-        dtype = compute_dtype(config.precision, accelerator.device)
         flops = FlopsMeter(language_model.config, accelerator.device, dtype, accelerator.num_processes)
         history = TrainingHistory(config.window_steps)
         history.restore(state)
@@ -267,9 +267,17 @@ def _write(
     accelerator.wait_for_everyone()
 
 
-def _identity(config: TrainingConfig, lm_weight: float, pivot: ResolvedModel, data: FusedShards) -> dict:
+def _identity(
+    config: TrainingConfig, lm_weight: float, dtype: torch.dtype, pivot: ResolvedModel, data: FusedShards
+) -> dict:
     settings = config.model_dump(mode="json", exclude=set(SPEED_SETTINGS))
-    return settings | {"lm_weight": lm_weight, "pivot": pivot.digest, "fused shards": data.digest()}
+    # With lambda = 1 the fused distributions carry no weight: such a run may go on beside another source's.
+    shards = data.digest(with_distributions=lm_weight < 1.0)
+    # What 'auto' stands for, not the word.
+    precision = str(dtype)
+    return settings | {
+        "lm_weight": lm_weight, "precision": precision, "pivot": pivot.digest, "fused shards": shards
+    }  # fmt: skip
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

@@ -127,30 +127,33 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the floating dtype that most tensors of a checkpoint folder are stored in.
+def stored_dtypes(folder: Path) -> tuple[torch.dtype, dict[str, torch.dtype]]:
+    """Return the floating dtype that most tensors of a checkpoint folder are stored in, and each tensor's own.
 
     Raises
     ------
     ModelError
         If the folder has no safetensors in a plain floating dtype.
     """
-    counts: Counter[str] = Counter()
+    found: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        counts.update(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
+        found |= {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    counts = Counter(found.values())
     known = [name for name, _ in counts.most_common() if name in STORED_DTYPES]
     if not known:
         raise ModelError(
             f"{folder} stores its weights as {sorted(counts) or 'no safetensors'}; a pivot needs safetensors in "
             "float32, bfloat16 or float16, so convert quantised weights first."
         )
-    return STORED_DTYPES[known[0]]
+    return STORED_DTYPES[known[0]], {
+        name: STORED_DTYPES[dtype] for name, dtype in found.items() if dtype in STORED_DTYPES
+    }
 
 
 def write_target(language_model: PreTrainedModel, state: dict[str, Tensor], pivot_folder: Path, output: Path) -> None:
-    """Write a checkpoint folder: these weights in the pivot's stored dtype, everything else copied from the pivot.
+    """Write a checkpoint folder: these weights in the pivot's stored dtypes, everything else copied from the pivot.
 
     The folder appears whole: it is written beside `output` and renamed.
 
@@ -165,11 +168,11 @@ def write_target(language_model: PreTrainedModel, state: dict[str, Tensor], pivo
     output : Path
         Must not exist, or is replaced.
     """
-    dtype = stored_dtype(pivot_folder)
+    usual, dtypes = stored_dtypes(pivot_folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        language_model.save_pretrained(building, state_dict=_rounded(state, dtype))
+        language_model.save_pretrained(building, state_dict=_rounded(state, usual, dtypes))
         copy_non_weight_files(pivot_folder, building)
         _check_written(building, pivot_folder)
         building.chmod(0o755)
@@ -189,11 +192,12 @@ def tensor_names(folder: Path) -> set[str]:
     return names
 
 
-def _rounded(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _rounded(state: dict[str, Tensor], usual: torch.dtype, dtypes: dict[str, torch.dtype]) -> dict[str, Tensor]:
     # Tied weights share memory before and must after, or they would be written twice.
     rounded: dict[int, Tensor] = {}
-    for tensor in state.values():
-        rounded.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    for name, tensor in state.items():
+        dtype = dtypes.get(name, usual) if tensor.is_floating_point() else tensor.dtype
+        rounded.setdefault(tensor.data_ptr(), tensor.to(dtype))
     return {name: rounded[tensor.data_ptr()] for name, tensor in state.items()}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from fusion_core.config import LoraConfig, TrainingConfig
-from fusion_core.errors import ModelError
+from fusion_core.errors import ModelError, TrainingError
+from fusion_core.shards import read_shard, write_shard
 from fusion_core.training import train_target
 from fusion_core.training_adapters import add_adapters, merge_adapters
 from fusion_core.training_data import FusedShards
@@ -220,6 +223,40 @@ def test_output_is_the_pivot_folder_with_other_weights(tied, shards, tmp_path):
     model, report = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+def test_every_tensor_keeps_the_precision_it_has_in_the_pivot(shards, tmp_path):
+    pivot = write_tiny_llama(tmp_path / "pivot", seed=1, dtype=torch.bfloat16)
+    stored = {name: tensor.float() if "norm" in name else tensor for name, tensor in weights(pivot).items()}
+    save_file(stored, pivot / "model.safetensors", {"format": "pt"})
+    train(pivot, shards, tmp_path, settings(epochs=1))
+    assert {name: tensor.dtype for name, tensor in weights(tmp_path / "target").items()} == {
+        name: tensor.dtype for name, tensor in stored.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("lm_weight", "resumes"),
+    [(1.0, True), (0.9, False)],
+)
+def test_plain_fine_tuning_goes_on_where_only_the_distributions_changed(lm_weight, resumes, pivot, shards, tmp_path):
+    class PowerCutError(Exception):
+        pass
+
+    def cut(done: int, total: int) -> None:
+        if done == 5:
+            raise PowerCutError
+
+    others = []
+    for path in shards:
+        shard = read_shard(path)
+        others.append(tmp_path / path.name)
+        write_shard(others[-1], replace(shard, metadata=replace(shard.metadata, model_digest="another source")))
+    with pytest.raises(PowerCutError):
+        train(pivot, shards, tmp_path, settings(precision="float32"), lm_weight=lm_weight, progress=cut)
+    expected = nullcontext() if resumes else pytest.raises(TrainingError, match="another fused shards")
+    with expected:
+        train(pivot, others, tmp_path, settings(precision="float32"), lm_weight=lm_weight)
 
 
 @pytest.mark.parametrize("tied", [True, False])
