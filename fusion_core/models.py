@@ -24,6 +24,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+# What a tokenizer is made from where there is no tokenizer.json.
+TOKENIZER_SOURCES = ("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
 HASH_BLOCK_BYTES = 8 << 20
 
 
@@ -38,7 +40,8 @@ class ResolvedModel:
     folder : Path
         Checkpoint folder.
     digest : str
-        SHA-256 over weights, config, tokenizer and chat template (and the hub commit): whatever decides its outputs.
+        SHA-256 over weights, config, tokenizer, chat template and trusted code (and the hub commit): whatever decides
+        its outputs.
     tokenizer_digest : str
         SHA-256 over the tokenizer and chat template alone.
     revision : str or None
@@ -70,11 +73,18 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
         folder = Path(str(model.path)).expanduser()
     _check_folder(model.name, folder)
     template = _read_template(model)
-    tokenizer_digest = _digest_of_files(folder, TOKENIZER_FILES, extra=template or "")
+    tokenizer_files = TOKENIZER_FILES
+    if not (folder / "tokenizer.json").is_file():
+        tokenizer_files += _names(folder, TOKENIZER_SOURCES)
+    tokenizer_digest = _digest_of_files(folder, tokenizer_files, extra=template or "")
     # 'auto' means another precision on another machine, and precision decides what the model answers.
     dtype = str(compute_dtype(model.dtype, default_device())).removeprefix("torch.")
-    weights = sorted(path.name for path in folder.glob("*.safetensors"))
-    digest = _digest_of_files(folder, ("config.json", *weights), extra=f"{tokenizer_digest} {revision or ''}")
+    deciding = ("config.json", *_names(folder, ("*.safetensors",)))
+    extra = f"{tokenizer_digest} {revision or ''}"
+    if model.trust_remote_code:
+        deciding += _names(folder, ("*.py",))
+        extra += " with its own code"
+    digest = _digest_of_files(folder, deciding, extra)
     return ResolvedModel(
         model.name, folder, digest, tokenizer_digest, revision, template, dtype, model.trust_remote_code
     )
@@ -216,6 +226,10 @@ def _read_template(model: ModelConfig) -> str | None:
         raise TokenizerError(
             f"Model {model.name!r}: its `chat_template` {model.chat_template} cannot be read ({error})."
         ) from error
+
+
+def _names(folder: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(path.name for pattern in patterns for path in folder.glob(pattern)))
 
 
 def _digest_of_files(folder: Path, names: tuple[str, ...], extra: str) -> str:
