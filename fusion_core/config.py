@@ -46,6 +46,12 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that the model's repository carries. Only for makers you trust."
     )
+    parameters: PositiveInt | None = Field(
+        None, description="Number of parameters of a `hub` model; `plan` uses it where the hub cannot be reached."
+    )
+    active_parameters: PositiveInt | None = Field(
+        None, description="Parameters a token passes through in a mixture of experts; goes with `parameters`."
+    )
     note: str = Field("", description="One line on what this model is; shown in tables and on the model card.")
 
     @field_validator("name")
@@ -63,6 +69,10 @@ class ModelConfig(Section):
             raise ValueError("give exactly one of `path` (a local folder) and `hub` (a hub repository)")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`; a local `path` has none, so remove it")
+        if self.parameters is not None and self.hub is None:
+            raise ValueError("`parameters` belongs to `hub`; those of a local `path` are counted, so remove it")
+        if self.active_parameters is not None and self.parameters is None:
+            raise ValueError("`active_parameters` needs `parameters`")
         return self
 
 
@@ -81,6 +91,9 @@ class DialogueFile(Section):
         description="Row format; auto looks at each row's fields. messages: a list of role and content. sharegpt: of "
         "from and value. alpaca: instruction, input, output. question_answer: question/answer or prompt/response.",
     )
+    expected_dialogues: PositiveInt | None = Field(
+        None, description="About how many dialogues a `hub` dataset has; `plan` uses it, as it fetches no data."
+    )
     limit: PositiveInt | None = Field(None, description="Take only this many dialogues, chosen by content hash.")
 
     @model_validator(mode="after")
@@ -89,6 +102,8 @@ class DialogueFile(Section):
             raise ValueError("give exactly one of `path` (a file) and `hub` (a hub dataset)")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`; a local `path` has none, so remove it")
+        if self.expected_dialogues is not None and self.hub is None:
+            raise ValueError("`expected_dialogues` belongs to `hub`; those of a local `path` are counted, so remove it")
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from fusion_core.config import FusionConfig, ModelConfig
+from fusion_core.config import DialogueFile, FusionConfig, ModelConfig
 from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.dialogues import Dialogue, load_dialogues, prepare_dialogues
 from fusion_core.encoding import Encoder
@@ -91,10 +91,9 @@ def _count(
 ) -> tuple[dict[str, EncodedCounts], dict[str, EncodedCounts]]:
     from fusion_core.dialogues import resolve_file
 
-    hub_data = [file.hub for file in config.dialogues.files if file.hub is not None]
-    if hub_data:
-        unknown.append(f"Dialogues of {', '.join(hub_data)} are on the hub and not fetched for a plan.")
-        return {}, {}
+    hub_files = [file for file in config.dialogues.files if file.hub is not None]
+    if hub_files:
+        return _expect(config, hub_files, unknown)
     with tempfile.TemporaryDirectory(prefix="fuseline-plan-") as folder:
         files = [resolve_file(file) for file in config.dialogues.files]
         prepare_dialogues(files, config.dialogues, Path(folder) / "dialogues")
@@ -112,6 +111,39 @@ def _count(
         train_counts[model.name] = count_encoded(train, encoder)
         held_out_counts[model.name] = count_encoded(held_out, encoder)
     return train_counts, held_out_counts
+
+
+def _expect(
+    config: FusionConfig, hub_files: list[DialogueFile], unknown: list[str]
+) -> tuple[dict[str, EncodedCounts], dict[str, EncodedCounts]]:
+    """Bound the size of data that a plan does not fetch by the recipe's own word and the longest length."""
+    names = ", ".join(str(file.hub) for file in hub_files)
+    counts = [file.limit or file.expected_dialogues for file in config.dialogues.files]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        unknown.append(f"Dialogues of {names} are not fetched for a plan; give `expected_dialogues` for an estimate.")
+        return {}, {}
+    length = config.dialogues.max_length_tokens
+    unknown.append(
+        f"Dialogues of {names} are not fetched for a plan: tokens, positions and all that follows from them are upper "
+        f"bounds, for {sum(known):,} dialogues of {length:,} tokens, all of them response."
+    )
+
+    def bound(share: float) -> EncodedCounts:
+        dialogues = round(sum(known) * share)
+        return EncodedCounts(
+            dialogues=dialogues,
+            tokens=dialogues * length,
+            squared_tokens=dialogues * length**2,
+            positions=dialogues * length,
+            longest=length,
+            counted=0,
+            exact=False,
+        )
+
+    held_out = config.dialogues.held_out_share
+    models = (config.pivot, *config.sources)
+    return {model.name: bound(1 - held_out) for model in models}, {model.name: bound(held_out) for model in models}
 
 
 def _read(folder: Path) -> list[Dialogue]:

@@ -139,7 +139,7 @@ def plan_costs(
         name=config.name,
         device=device,
         rows=tuple(rows),
-        estimated=any(not count.exact for count in counts),
+        estimated=any(not count.exact and count.counted for count in counts),
         unknown=tuple(gaps),
     )
 

@@ -74,6 +74,8 @@ def read_model_size(model: ModelConfig) -> tuple[ModelSize | None, str | None]:
         try:
             folder = _fetch_config(model, Path(scratch))
         except Exception as error:
+            if model.parameters is not None:
+                return _size_as_told(model, model.parameters)
             return None, (
                 f"Model {model.name!r}: config.json of {model.hub} cannot be fetched from the hub "
                 f"({type(error).__name__}), so its size, FLOPs and memory are unknown."
@@ -95,6 +97,14 @@ def read_model_size(model: ModelConfig) -> tuple[ModelSize | None, str | None]:
         f"Model {model.name!r}: {model.hub} has an architecture that this version of transformers does not know; its "
         "FLOPs are taken from all its parameters, which is too much for a mixture of experts, and activations are "
         "left out of its memory."
+    )
+
+
+def _size_as_told(model: ModelConfig, parameters: int) -> tuple[ModelSize, str]:
+    active = model.active_parameters or parameters
+    return ModelSize(name=model.name, parameters=parameters, active_parameters=active), (
+        f"Model {model.name!r}: config.json of {model.hub} cannot be fetched from the hub, so its size is the recipe's "
+        "`parameters`, and activations are left out of its memory."
     )
 
 

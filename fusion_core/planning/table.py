@@ -39,7 +39,7 @@ def plan_table(plan: Plan) -> RenderableType:
     """Return what a terminal prints for a plan: its rows, totals of what is not cached, and what is not known."""
     # Without lines and with one column for stage and subject a row fits a terminal of 80 columns.
     table = Table(title=f"Plan of {plan.name}", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("part", overflow="fold")
+    table.add_column("part", overflow="fold", min_width=16)
     table.add_column("status", no_wrap=True)
     for heading, _, _ in COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
