@@ -1,1 +1,1 @@
-"""The numerics and formats of Fuseline: extraction, alignment, fusion, training, merging and evaluation of chat LLMs."""
+"""The numerics and formats of Fuseline, from reading dialogues to the report; knows neither Prefect, MLflow nor S3."""

@@ -347,6 +347,8 @@ class FusionConfig(Section):
 
     @model_validator(mode="after")
     def _distinct_models(self) -> FusionConfig:
+        if self.pivot.trust_remote_code:
+            raise ValueError("a pivot that needs its own code cannot be trained; choose one that transformers knows")
         names = [self.pivot.name, *(source.name for source in self.sources)]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:

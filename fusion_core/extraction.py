@@ -197,7 +197,7 @@ class _Extraction:
             try:
                 self._read_batch(batch)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve(batch)
                 left = np.zeros(len(self.lengths), dtype=np.int64)
@@ -299,6 +299,7 @@ class _Extraction:
         )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a forward pass failed for want of memory."""
     # The processor's allocator raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

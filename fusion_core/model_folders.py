@@ -52,6 +52,13 @@ def copy_non_weight_files(source: Path, output: Path) -> list[str]:
     return [str(path.relative_to(source)) for path in files]
 
 
+def write_chat_template(folder: Path, template: str | None) -> None:
+    """Give a checkpoint folder another chat template than its tokenizer's own; None changes nothing."""
+    if template is not None:
+        # This file comes before a template in tokenizer_config.json.
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
 def set_config_dtype(folder: Path, dtype: str) -> None:
     """Write the weights' precision, such as ``bfloat16``, into a checkpoint folder's config.json where there is one."""
     path = folder / "config.json"

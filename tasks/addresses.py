@@ -143,7 +143,11 @@ class ResolvedFusion:
         return digest_of(self.fused(sources))
 
     def _training_spec(self, training: TrainingConfig) -> str:
-        settings = _without(training, TRAINING_SPEED_SETTINGS)
+        speed = set(TRAINING_SPEED_SETTINGS)
+        if training.lora is not None and training.lora.dropout:
+            # What is dropped is drawn for each micro-batch of each process.
+            speed -= {"micro_batch_tokens", "packing", "processes"}
+        settings = _without(training, speed)
         settings["precision"] = str(compute_dtype(training.precision, default_device()))
         return digest_of(ALGORITHM_VERSIONS["training"], settings, self.pivot.digest)
 

@@ -76,7 +76,9 @@ def fuse_distributions(
                         publication.add(file, folder / file)
                 else:
                     path = fetch_file(workplace.store, workplace.cache, stage.address, done)
-                    counted = Coverage.from_json(json.loads(path.read_text(encoding="utf-8")))
+                    found = Coverage.from_json(json.loads(path.read_text(encoding="utf-8"))).sources.values()
+                    # Names are no part of the address: a source may have been called otherwise when this was counted.
+                    counted = Coverage(dict(zip((source.name for source in sources), found, strict=True)))
                 coverage += counted
                 progress(number + 1, len(names))
         tracking = workplace.tracking(config.registry.experiment)
@@ -85,7 +87,7 @@ def fuse_distributions(
         return {
             "shards": [name.replace("dialogues-", "shard-") for name in names],
             "positions": max((coverage.overall(source.name).positions for source in sources), default=0),
-            "coverage": coverage.to_json(),
+            "coverage": list(coverage.to_json().values()),
         }
 
     return compute_once(workplace, stage, compute)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_core.merging import merge_checkpoints
+from fusion_core.model_folders import write_chat_template
 from fusion_core.progress import show_progress
 from tasks.addresses import ResolvedFusion
 from tasks.publication import Artifact, Publication
@@ -40,6 +41,7 @@ def merge_targets(fusion: ResolvedFusion, targets: list[Artifact], fusion_run: s
                 config.merge,
                 progress=progress,
             )
+        write_chat_template(output, fusion.pivot.chat_template)
         for path in sorted(output.iterdir()):
             publication.add(path.name, path)
         tracking = workplace.tracking(config.registry.experiment)
@@ -49,7 +51,6 @@ def merge_targets(fusion: ResolvedFusion, targets: list[Artifact], fusion_run: s
         return {
             "method": config.merge.method,
             "granularity": config.merge.granularity,
-            "targets": [source.name for source in fusion.sources],
             "weights": report.weights,
         }
 

@@ -77,6 +77,7 @@ def write_summary(
         resamples=config.evaluation.bootstrap_resamples,
         seed=config.evaluation.bootstrap_seed,
     )
+    group_names = [[source.name for source in group] for group in fusion.groups]
     stages = stage_rows(dialogues, distributions, fused, checkpoints, scores)
     summary = RunSummary(
         name=config.name,
@@ -91,9 +92,11 @@ def write_summary(
         quarantined_dialogues=metadata(dialogues.train)["quarantined"],
         scores=table,
         stages=stages,
-        coverage=tuple(row for pair in fused for row in coverage_rows(pair)),
+        coverage=tuple(
+            row for pair, names in zip(fused, group_names, strict=True) for row in coverage_rows(pair, names)
+        ),
         curves=tuple(training_curve(name, made) for name, made in checkpoints.items() if "training" in made.metadata),
-        merge=merge_summary(checkpoints[FUSED]),
+        merge=merge_summary(checkpoints[FUSED], [source.name for source in fusion.sources]),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     )
     return _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)

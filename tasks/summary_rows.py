@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,9 @@ def data_rows(fusion: ResolvedFusion, dialogues: PreparedDialogues) -> tuple[Dat
     )
 
 
-def coverage_rows(fused: Artifact) -> list[CoverageRow]:
-    """Read how far each source reached out of the manifest of fused distributions."""
-    coverage = Coverage.from_json(metadata(fused)["coverage"])
+def coverage_rows(fused: Artifact, names: Sequence[str]) -> list[CoverageRow]:
+    """Read how far each source reached out of a manifest; ``names`` is what this run calls them, in their order."""
+    coverage = Coverage.from_json(dict(zip(names, metadata(fused)["coverage"], strict=True)))
     return [
         CoverageRow(
             source=source,
@@ -148,10 +148,10 @@ def _given_model(model: ResolvedModel, entry: ModelConfig, role: Role) -> ModelR
     )
 
 
-def merge_summary(merged: Artifact) -> MergeSummary | None:
+def merge_summary(merged: Artifact, names: Sequence[str]) -> MergeSummary | None:
     """Read the merge weights out of the fused model's manifest; None where nothing was merged."""
     if "weights" not in merged.metadata:
         return None
     return MergeSummary.model_validate(
-        {key: merged.metadata[key] for key in ("method", "granularity", "targets", "weights")}
+        {"targets": tuple(names)} | {key: merged.metadata[key] for key in ("method", "granularity", "weights")}
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fusion_core.model_folders import write_chat_template
 from fusion_core.models import ResolvedModel
 from fusion_core.progress import show_progress
 from fusion_core.training import TrainingWindow, train_target
@@ -57,6 +58,7 @@ def train_on_fused(
                 progress=progress,
                 on_window=on_window,
             )
+        write_chat_template(output, fusion.pivot.chat_template)
         for path in sorted(output.iterdir()):
             publication.add(path.name, path)
         return {

@@ -46,9 +46,9 @@ def test_nothing_loads_pickles_or_evaluates_text() -> None:
             function = node.func
             if isinstance(function, ast.Name) and function.id in UNSAFE_NAMES:
                 wrong.append(f"{path}:{node.lineno} {function.id}")
-            if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-                if (function.value.id, function.attr) in UNSAFE_CALLS:
-                    wrong.append(f"{path}:{node.lineno} {function.value.id}.{function.attr}")
+            owner = getattr(getattr(function, "value", None), "id", None)
+            if isinstance(function, ast.Attribute) and (owner, function.attr) in UNSAFE_CALLS:
+                wrong.append(f"{path}:{node.lineno} {owner}.{function.attr}")
             shell = [word for word in node.keywords if word.arg == "shell" and ast.literal_eval(word.value) is True]
             wrong += [f"{path}:{node.lineno} shell=True" for _ in shell]
     assert wrong == []
@@ -61,7 +61,8 @@ def test_constraints_pin_every_dependency_of_the_project() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines if "==" in line}
-    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=\[ ]", requirement)[0]).lower() for requirement in wanted}
     assert names - pinned == set()
     assert all(re.search(r">=", requirement) for requirement in wanted)

@@ -145,9 +145,14 @@ def last_row(row, end, gold):
 
 @compiled
 def entry_of(rows, row, entry, label, label_seen):
-    """Return the token and mass of an entry; entry K is the gold token where it is not stored; -1 is nothing."""
+    """Return the token and mass of an entry; entry K is the gold token where it is not stored; -1 is nothing.
+
+    The gold token's mass is its own stored probability: in a sampled row its entry is only an estimate of it.
+    """
     if entry < rows.token_ids.shape[1]:
         token = rows.token_ids[row, entry]
+        if token == label:
+            return token, np.exp(np.float64(rows.label_log_probs[row]))
         return token, np.exp(np.float64(rows.log_probs[row, entry]))
     if label_seen:
         return np.int32(-1), 0.0

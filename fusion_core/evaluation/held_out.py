@@ -17,6 +17,7 @@ from fusion_core.dialogues import Dialogue
 from fusion_core.encoding import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, EvaluationError
 from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores
+from fusion_core.extraction import is_out_of_memory
 from fusion_core.output_heads import OutputHead, find_output_head
 from fusion_core.progress import Advance, ignore_progress
 from fusion_core.top_k_logits import top_k_distributions, top_k_of_logits
@@ -79,7 +80,9 @@ def score_held_out(
         batch = _next_batch(waiting, encoded, batch_tokens)
         try:
             scored = _score_batch(model, head, [encoded[index][1] for index in batch], device)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise EvaluationError(
                     f"Model {model_name!r}: dialogue {encoded[batch[0]][0].id} alone does not fit in the memory of "

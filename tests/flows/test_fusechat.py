@@ -15,6 +15,7 @@ from tasks.publication import read_manifest
 from tasks.register import FusionResult
 from tasks.tracking import Tracking
 from tasks.workplace import open_workplace
+from tests.flows.conftest import TEMPLATE
 
 MODELS = ["stories", "bytes-400", "bytes-700", "target-bytes-400", "target-bytes-700", "plain-sft", "fused"]
 
@@ -60,6 +61,8 @@ def test_merged_checkpoint_loads_in_plain_transformers_and_speaks(first_run: Fus
     assert len(ids) > prompt["input_ids"].shape[1]
     assert tokenizer.decode(ids, skip_special_tokens=True).startswith("Once upon a time")
     assert (folder / "generation_config.json").exists()
+    # The recipe gives the pivot a template that its own tokenizer lacks.
+    assert tokenizer.chat_template == TEMPLATE
     card = (folder / "README.md").read_text(encoding="utf-8")
     for word in ("bytes-400", "bytes-700", "varm", "nats"):
         assert word in card
