@@ -7,24 +7,21 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from fusion_core.config_section import Section
 from fusion_core.merge_spec import MergeSpec
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 # What compression leaves of an entry in a shard, measured on chat text with vocabularies of 512, 49,152 and 151,665.
 BITS_OF_LOG_PROB = 12.1
 SHARE_OF_TOKEN_ID_BITS = 0.79
 BYTES_OF_LABEL = 3.3
-
-
-class Section(BaseModel):
-    """A part of a recipe: immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Section):
@@ -137,7 +134,7 @@ class ExtractionConfig(Section):
         description="top_k: the most probable tokens (the paper). sampled: token ids drawn by probability with "
         "importance weights (arXiv 2503.16870), unbiased where top_k is not.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the draws when `truncation` is sampled.")
+    seed: Seed = Field(0, description="Seed of the draws when `truncation` is sampled.")
     batch_tokens: PositiveInt = Field(
         8192, description="Tokens in one forward pass; halved by itself when memory runs out."
     )
@@ -260,7 +257,7 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = Field(5e-6, description="Peak learning rate of AdamW.")
     warmup_share: Share = Field(0.03, description="Share of the steps over which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay; norms and biases have none.")
-    adam_betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's decay rates.")
+    adam_betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="AdamW's decay rates.")
     max_gradient_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this global norm.")
     temperature: PositiveFloat = Field(1.0, description="Softens the fused distribution before it is renormalised.")
     tail: Literal["renormalise", "bucket"] = Field(
@@ -294,7 +291,7 @@ class TrainingConfig(Section):
     stop_loss_factor: Annotated[float, Field(gt=1.0)] = Field(
         10.0, description="A loss this many times its running mean, from step 21 on, stops the run; so does NaN."
     )
-    seed: int = Field(0, ge=0, description="Order of the dialogues and every other draw in training.")
+    seed: Seed = Field(0, description="Order of the dialogues and every other draw in training.")
 
 
 class EvaluationConfig(Section):
@@ -307,14 +304,24 @@ class EvaluationConfig(Section):
     bootstrap_resamples: PositiveInt = Field(
         2000, description="Draws of dialogues behind the 95 % intervals of the score differences."
     )
-    bootstrap_seed: int = Field(0, ge=0, description="Seed of those draws.")
+    bootstrap_seed: Seed = Field(0, description="Seed of those draws.")
 
 
 class RegistryConfig(Section):
     """How the fused model is called in MLflow."""
 
     model_name: str | None = Field(None, description="Registered model's name; default: the recipe's name.")
-    experiment: str = Field("fuseline", description="MLflow experiment of the runs.")
+    experiment: str = Field("fuseline", min_length=1, description="MLflow experiment of the runs.")
+
+    @field_validator("model_name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        if name is not None and not NAME_PATTERN.match(name):
+            raise ValueError(
+                "a registered model's name has 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or "
+                "digit"
+            )
+        return name
 
 
 class FusionConfig(Section):

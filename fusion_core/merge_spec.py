@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
+
+from fusion_core.config_section import Section
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 SIZE_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -27,10 +29,8 @@ USED_BY = {
 }
 
 
-class MergeSpec(BaseModel):
+class MergeSpec(Section):
     """How targets are merged into the fused model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["varm", "linear", "task_arithmetic", "slerp", "ties", "dare", "sce"] = Field(
         "varm", description="Merge method; varm is FuseChat's own, sce that of its second version."
@@ -76,7 +76,7 @@ class MergeSpec(BaseModel):
     dare_variant: Literal["linear", "ties"] = Field(
         "linear", description="dare: add the rescaled deltas, or elect signs as ties does."
     )
-    seed: int = Field(0, ge=0, description="dare: seed of the dropped entries.")
+    seed: int = Field(0, ge=0, lt=2**63, description="dare: seed of the dropped entries.")
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = Field(
         None, description="Precision of the merged floating-point tensors; default: each tensor's own in the pivot."
     )

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from fusion_core.errors import MergeError, first_line
+
 # Named one by one: a folder may also hold training states, indexes and other people's notes that belong to its weights.
 NON_WEIGHT_FILES = (
     "config.json",
@@ -64,7 +66,10 @@ def set_config_dtype(folder: Path, dtype: str) -> None:
     path = folder / "config.json"
     if not path.is_file():
         return
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise MergeError(f"{path} is not JSON ({first_line(error)}); fetch or save it again.") from error
     # Checkpoints written before transformers 5 say torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

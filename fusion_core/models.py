@@ -15,7 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from fusion_core.config import ModelConfig
 from fusion_core.devices import compute_dtype, default_device
-from fusion_core.errors import ModelError, TokenizerError, first_line
+from fusion_core.errors import MergeError, ModelError, TokenizerError, first_line
+from fusion_core.merging.checkpoint import Checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -90,6 +91,21 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
     )
 
 
+def check_checkpoint(model: ResolvedModel) -> None:
+    """Make sure that a model's configuration and the headers of its weights can be read, without reading weights.
+
+    Raises
+    ------
+    ModelError
+        If config.json is none or of an unknown architecture, or a safetensors file is missing, cut off or broken.
+    """
+    read_model_config(model)
+    try:
+        Checkpoint.open(model.folder)
+    except MergeError as error:
+        raise ModelError(f"Model {model.name!r}: {error}") from error
+
+
 def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer, with the recipe's chat template in place of its own where one is given.
 
@@ -146,10 +162,18 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=model.trust_remote_code,
+            # Tensors of another shape are named below.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except Exception as error:
         raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {first_line(error)}") from error
+    if report["mismatched_keys"]:
+        name, stored, expected = sorted(report["mismatched_keys"])[0]
+        raise ModelError(
+            f"Model {model.name!r}: tensor {name!r} has the shape {tuple(stored)} in the safetensors of {model.folder} "
+            f"where its config.json asks for {tuple(expected)}; fetch or save the checkpoint again."
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -195,7 +219,7 @@ def _check_folder(name: str, folder: Path) -> None:
         raise ModelError(
             f"Model {name!r}: {folder} has no config.json; `path` must be a Hugging Face checkpoint folder."
         )
-    if not any(folder.glob("*.safetensors")):
+    if not any(path.is_file() for path in folder.glob("*.safetensors")):
         raise ModelError(
             f"Model {name!r}: {folder} has no *.safetensors; convert the weights to safetensors, other formats "
             "are not read."

@@ -12,9 +12,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from fusion_core.config import FusionConfig
-from fusion_core.errors import ConfigError
+from fusion_core.errors import ConfigError, first_line
 
 PATH_FIELDS = ("path", "chat_template")
+# YAML's aliases let a few lines stand for billions of settings, or for one that contains itself.
+LARGEST_NUMBER_OF_SETTINGS = 100_000
+STRUCTURES = {"model_type": "a mapping of settings", "tuple_type": "a list"}
 
 
 def load_recipe(path: Path) -> FusionConfig:
@@ -105,7 +108,9 @@ def read_mapping(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"Recipe {path}: it cannot be read as YAML ({error}); correct it.") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"Recipe {path}: expected a mapping of settings, found {type(document).__name__}.")
+        found = "nothing" if document is None else type(document).__name__
+        raise ConfigError(f"Recipe {path}: expected a mapping of settings such as `name: ...`, found {found}.")
+    _refuse_endless(document, path)
     return document
 
 
@@ -123,6 +128,8 @@ def explain(error: ValidationError) -> str:
         sentence = f"`{where}` is missing; add it"
     elif first["type"] == "value_error":
         sentence = f"`{where}`: {message}" if first["loc"] else message
+    elif first["type"] in STRUCTURES:
+        sentence = f"`{where}`: {STRUCTURES[first['type']]} is expected, found {_shorten(first['input'])}"
     else:
         sentence = f"`{where}`: {message[0].lower()}{message[1:]}, found {_shorten(first['input'])}"
     more = f" ({len(faults) - 1} more after that)" if len(faults) > 1 else ""
@@ -134,20 +141,46 @@ def _read_text(path: Path) -> str:
         return path.expanduser().read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"Recipe {path} does not exist; give the path of a YAML recipe.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Recipe {path} cannot be read ({error}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"Recipe {path} is not UTF-8 at byte {error.start}; give a YAML recipe, or convert it to UTF-8."
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: an unknown ~user
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"Recipe {path} cannot be read ({reason}); give the path of a YAML recipe.") from error
+
+
+def _refuse_endless(document: dict[str, Any], path: Path) -> None:
+    nodes: list[Any] = [document]
+    count = 0
+    while nodes:
+        node = nodes.pop()
+        count += 1
+        if count > LARGEST_NUMBER_OF_SETTINGS:
+            raise ConfigError(
+                f"Recipe {path}: its aliases (*name) unfold to more than {LARGEST_NUMBER_OF_SETTINGS:,} settings; "
+                "write them out, or remove them."
+            )
+        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple, set)) else ()
 
 
 def _resolve_paths(node: Any, folder: Path) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             if key in PATH_FIELDS and isinstance(value, str):
-                node[key] = str((folder / Path(value).expanduser()).resolve())
+                node[key] = _absolute(key, value, folder)
             else:
                 _resolve_paths(value, folder)
     elif isinstance(node, list):
         for item in node:
             _resolve_paths(item, folder)
+
+
+def _absolute(field: str, value: str, folder: Path) -> str:
+    try:
+        return str((folder / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown ~user, links in a circle, a NUL character
+        raise ConfigError(f"The recipe's `{field}` {value!r} is no path ({first_line(error)}); correct it.") from error
 
 
 def _without_empty(node: Any) -> Any:

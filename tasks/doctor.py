@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
 import psutil
 import torch
 
 from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.errors import FusionError
+from tasks.servers import check_mlflow, check_prefect
 from tasks.settings import Settings
 from tasks.store import open_store
 from tasks.tracking import Tracking, plain_errors
 
 LOW_DISK_BYTES = 20 * 2**30
 PACKAGES = ("torch", "transformers", "prefect", "mlflow", "accelerate", "boto3", "pyarrow")
-ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -100,26 +98,12 @@ def _store(settings: Settings) -> str:
 
 
 def _mlflow(settings: Settings) -> str:
-    if settings.tracking_uri.startswith("http"):
-        _answers("MLflow", "MLFLOW_TRACKING_URI", f"{settings.tracking_uri.rstrip('/')}/health")
+    check_mlflow(settings)
     with plain_errors(settings):
         Tracking(settings, "fuseline").client.search_experiments(max_results=1)
     return settings.mlflow_tracking_uri or f"embedded at {settings.home / 'mlflow.db'}"
 
 
 def _prefect(settings: Settings) -> str:
-    address = os.environ.get("PREFECT_API_URL")
-    if not address:
-        return "ephemeral server, started with each run (PREFECT_API_URL is not set)"
-    _answers("Prefect", "PREFECT_API_URL", f"{address.rstrip('/')}/health")
-    return address
-
-
-def _answers(server: str, variable: str, url: str) -> None:
-    # The servers' own clients retry for minutes; a check should not.
-    try:
-        httpx.get(url, timeout=ANSWER_SECONDS).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FusionError(
-            f"{server} does not answer at {variable} ({error}); start it or correct the address."
-        ) from error
+    check_prefect(settings)
+    return settings.prefect_api_url or "ephemeral server, started with each run (PREFECT_API_URL is not set)"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+
+from tasks.local_files import disk_errors
 
 # Nothing is sent to the makers of the libraries, and nothing is looked up on their sites.
 QUIET = {
@@ -29,6 +32,8 @@ def configure_libraries(home: Path) -> None:
     Without PREFECT_API_URL the flow starts Prefect's ephemeral server, whose database must not be the one of
     another project on the same machine.
     """
+    # `make_prefect_home` makes it for the commands that need it; a mistake in a recipe leaves no folder behind.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
@@ -40,4 +45,6 @@ def configure_libraries(home: Path) -> None:
 
 def make_prefect_home() -> None:
     """Create Prefect's home folder: its ephemeral server does not, and then never answers."""
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    folder = Path(os.environ["PREFECT_HOME"])
+    with disk_errors(f"Making Prefect's home folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fusion_core.chat_templates import ChatTemplate
 from fusion_core.config import FusionConfig
 from fusion_core.dialogues import dataset_digest, resolve_file
 from fusion_core.errors import ConfigError
-from fusion_core.models import load_tokenizer, resolve_model
-from tasks.addresses import ResolvedFusion
+from fusion_core.models import check_checkpoint, load_tokenizer, resolve_model
+from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 
 
 def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
@@ -17,7 +18,8 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
     Raises
     ------
     FusionError
-        If a file is missing, a tokenizer has no chat template, or two models have the same weights; nothing is written.
+        If a file is missing or broken, a chat template is missing or cannot be used, or two models have the same
+        weights; nothing is written.
     """
     files = tuple(resolve_file(file) for file in config.dialogues.files)
     pivot = resolve_model(config.pivot)
@@ -35,6 +37,18 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
         # A tokenizer may carry several templates by name; this is the one that chats.
         pivot_template = str(pivot_tokenizer.get_chat_template())
         sources = tuple(replace(source, chat_template=pivot_template) for source in sources)
-    for source in sources:
-        load_tokenizer(source)
-    return ResolvedFusion(config, pivot, sources, files, dataset_digest(files, config.dialogues), pivot_template)
+    for model in (pivot, *sources):
+        check_checkpoint(model)
+        ChatTemplate(load_tokenizer(model), model.name)
+    fusion = ResolvedFusion(config, pivot, sources, files, dataset_digest(files, config.dialogues), pivot_template)
+    _refuse_names_of_results(fusion)
+    return fusion
+
+
+def _refuse_names_of_results(fusion: ResolvedFusion) -> None:
+    made = {FUSED, CONTROL, *(fusion.target_name(group) for group in fusion.groups)}
+    for model in (fusion.pivot, *fusion.sources):
+        if model.name in made:
+            raise ConfigError(
+                f"The model name {model.name!r} is that of a model the run makes; give it another `name`."
+            )

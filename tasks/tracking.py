@@ -16,12 +16,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fusion_core.errors import FusionError, TrackingError
+from fusion_core.errors import FusionError, TrackingError, first_line
 from tasks.settings import Settings
 
 METRICS_IN_ONE_CALL = 900
 PARAMETERS_IN_ONE_CALL = 90
 LONGEST_VALUE = 6000
+LONGEST_NAME = 250
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,10 @@ def plain_errors(settings: Settings) -> Iterator[None]:
         yield
     except FusionError:
         raise
-    except Exception as error:
-        if not isinstance(error, (MlflowException, OSError)):
-            raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # MLflow's own, its server's, and those of the database under an embedded one
         raise TrackingError(
-            f"MLflow at {_without_credentials(settings.tracking_uri)} refused or did not answer ({first}); check "
-            "MLFLOW_TRACKING_URI and that the server runs."
+            f"MLflow at {_without_credentials(settings.tracking_uri)} refused or did not answer ({first_line(error)}); "
+            "check MLFLOW_TRACKING_URI and that the server runs."
         ) from error
 
 
@@ -146,8 +144,9 @@ def _without_credentials(uri: str) -> str:
 
 
 def clean(key: str) -> str:
-    """Replace what MLflow does not allow in the name of a metric or parameter."""
-    return "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in key)
+    """Replace what MLflow does not allow in the name of a metric or parameter: other letters, and odd paths."""
+    allowed = "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in key[:LONGEST_NAME])
+    return "/".join(part for part in allowed.split("/") if part not in ("", ".", "..")) or "_"
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

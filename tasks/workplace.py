@@ -7,12 +7,13 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.local_cache import LocalCache, open_cache
+from tasks.local_files import disk_errors
 from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
 from tasks.settings import Settings
 from tasks.store import Store, open_store
@@ -97,9 +98,11 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
 @contextmanager
 def _locked_folder(root: Path, address: str) -> Iterator[Path]:
     name = address.replace("/", "--")
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = root / name
-        folder.mkdir(exist_ok=True)
+    folder = root / name
+    with ExitStack() as stack:
+        with disk_errors(f"Making the work folder {folder}"):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((root / f"{name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder.mkdir(exist_ok=True)
         yield folder

@@ -36,6 +36,16 @@ def main() -> None:
     except FusionError as error:
         print(f"fuseline: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except OSError as error:
+        # A full disk or a missing permission can end any stage; without a file's name it is no such thing.
+        if error.filename is None:
+            raise
+        print(
+            f"fuseline: {error.filename}: {error.strerror}; free the disk, correct the path or its permissions, and "
+            "run the same command again.",
+            file=sys.stderr,
+        )
+        sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         print("fuseline: interrupted; run the same command again to go on from here.", file=sys.stderr)
         sys.exit(INTERRUPTED)

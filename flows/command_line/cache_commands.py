@@ -98,4 +98,4 @@ def _table(*columns: str) -> Any:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console(markup=False).print(table)

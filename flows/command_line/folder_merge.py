@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import ConfigError
+from fusion_core.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from fusion_core.merge_spec import MergeSpec
@@ -15,6 +15,7 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
     """Turn ``--method`` and the ``name=value`` pairs of ``--set`` into a merge's settings; values are read as YAML."""
     from pydantic import ValidationError
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     from fusion_core.merge_spec import MergeSpec
     from fusion_core.recipes import explain
@@ -24,7 +25,10 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting} has no value; write it as --set name=value.")
-        values[name] = YAML(typ="safe", pure=True).load(value)
+        try:
+            values[name] = YAML(typ="safe", pure=True).load(value)
+        except (YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {setting}: its value cannot be read ({first_line(error)}).") from error
     try:
         return MergeSpec.model_validate(values)
     except ValidationError as error:

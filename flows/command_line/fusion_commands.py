@@ -36,7 +36,7 @@ def run(config: Recipe) -> None:
     recipe = load_recipe(config)
     # A mistake in the recipe is said before Prefect and MLflow start, and before anything is written.
     resolve_fusion(recipe)
-    make_prefect_home()
+    _make_ready()
     from flows.command_line.output import print_result
     from flows.fusechat import fusechat
 
@@ -60,7 +60,7 @@ def add_source(
     print(f"Source {name} is now in {config}.")
     if only_write:
         return
-    make_prefect_home()
+    _make_ready()
     from flows.command_line.output import print_result
     from flows.refusion import refusion
 
@@ -72,7 +72,7 @@ def promote(
     version: Annotated[str | None, typer.Argument(help="Version; default: the candidate.")] = None,
 ) -> None:
     """Make a registered version the champion; the champion so far becomes 'previous'."""
-    make_prefect_home()
+    _make_ready()
     from flows.promote import promote as promote_flow
 
     decision = promote_flow(model, version)
@@ -87,3 +87,12 @@ def report(config: Recipe) -> None:
 
     files = summarize_stored(load_recipe(config))
     print(f"report: {files.folder / 'report.html'}")
+
+
+def _make_ready() -> None:
+    """Make sure, before Prefect and MLflow start, that the servers they are to use answer."""
+    from tasks.servers import check_servers
+    from tasks.settings import Settings
+
+    check_servers(Settings())
+    make_prefect_home()

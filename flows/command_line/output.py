@@ -11,7 +11,7 @@ from tasks.settings import Settings
 
 def print_result(result: FusionResult) -> None:
     """Print the models, the score table, what was computed, and where everything is."""
-    console = Console()
+    console = Console(markup=False)
     summary = result.files.summary
     console.print(run_result(summary))
     if result.files.computed:

@@ -18,6 +18,6 @@ def doctor() -> None:
     table.add_column()
     for check in checks:
         table.add_row(check.subject, "ok" if check.healthy else "MEND", check.found)
-    Console().print(table)
+    Console(markup=False).print(table)
     if not all(check.healthy for check in checks):
         raise typer.Exit(2)

@@ -21,6 +21,8 @@ QUESTION_ANSWER_FIELDS = (
 ALPACA_ANSWER_FIELDS = ("output", "response")
 SYSTEM_FIELDS = ("system", "system_prompt")
 DOMAIN_FIELDS = ("domain", "dataset")
+# A domain heads columns of tables and is part of the names of metrics.
+LONGEST_DOMAIN = 100
 
 RawTurns = list[tuple[Any, Any]]
 
@@ -167,6 +169,12 @@ def _domain(row: dict[str, Any], default: str) -> str:
         if not isinstance(value, str):
             raise MalformedRowError(
                 "domain that is not text", f"its field {field!r} holds {type(value).__name__}, expected a name"
+            )
+        if not value.isprintable() or len(value) > LONGEST_DOMAIN:
+            raise MalformedRowError(
+                "domain that is no name",
+                f"its field {field!r} is {value!r:.60}, expected a name of at most {LONGEST_DOMAIN} printable "
+                "characters",
             )
         return value
     return default

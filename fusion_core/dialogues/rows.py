@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -94,6 +95,9 @@ def read_rows(path: Path) -> Iterator[DataRow]:
 def open_binary(path: Path) -> BinaryIO:
     """Open a data file; a missing one is a DialogueError."""
     try:
+        if path.exists() and not path.is_file():
+            # A pipe would be waited for, and data are read more than once.
+            raise IsADirectoryError(errno.EISDIR, "it is a folder or a pipe, not a file")
         return path.open("rb")
     except OSError as error:
         raise DialogueError(

@@ -123,7 +123,7 @@ def _weight_files(folder: Path) -> Sequence[Path]:
         return [folder / "model.safetensors"]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise MergeError(f"{index} is no safetensors index; save the checkpoint again.") from error
         missing = [name for name in names if not (folder / name).is_file()]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fusion_core.errors import MergeError
+from fusion_core.errors import MergeError, first_line
 from fusion_core.merge_spec import MergeSpec
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def read_mergekit_config(path: Path) -> tuple[Path, list[Path], MergeSpec]:
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise MergeError(f"The mergekit configuration {path} cannot be read: {problem}.") from error
     if not isinstance(config, dict):
@@ -69,6 +69,11 @@ def read_mergekit_config(path: Path) -> tuple[Path, list[Path], MergeSpec]:
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
         raise MergeError(f"{path}: {problems}.") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise MergeError(
+            f"{path} is no mergekit configuration: a list, a mapping or a name stands where another is expected "
+            f"({first_line(error)}); correct it."
+        ) from error
 
 
 def _translate(config: dict[str, Any]) -> tuple[Path, list[Path], MergeSpec]:
