@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusion_core.devices import release_memory
 from tasks.local_cache import LocalCache, open_cache
 from tasks.local_files import disk_errors
 from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
@@ -90,8 +90,7 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
                 )
                 tracking.log(run, metrics={"bytes": found.bytes, "objects": found.objects})
         shutil.rmtree(folder, ignore_errors=True)
-    # Models and optimizers hang in reference cycles: without this the next stage's come on top of them.
-    gc.collect()
+    release_memory()
     return found
 
 
