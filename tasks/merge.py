@@ -42,8 +42,7 @@ def merge_targets(fusion: ResolvedFusion, targets: list[Artifact], fusion_run: s
                 progress=progress,
             )
         write_chat_template(output, fusion.pivot.chat_template)
-        for path in sorted(output.iterdir()):
-            publication.add(path.name, path)
+        publication.add_folder(output)
         tracking = workplace.tracking(config.registry.experiment)
         tracking.log(run, parameters=config.merge.model_dump())
         if (output / MERGE_REPORT).exists():

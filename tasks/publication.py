@@ -112,6 +112,12 @@ class Publication:
         self._entries[name] = entry
         return entry
 
+    def add_folder(self, folder: Path) -> None:
+        """Upload every file of a folder, those in its subfolders too, under its path in the folder."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.add(path.relative_to(folder).as_posix(), path)
+
     def finish(self, *, stage: str, metadata: Mapping[str, JsonValue]) -> Artifact:
         """Write the manifest over everything added or found finished, and return the artifact.
 

@@ -68,12 +68,15 @@ def _lasting_folder(workplace: Workplace, merged: Artifact, files: RunFiles) -> 
         return folder
     lasting = files.folder / "model"
     lasting.mkdir(exist_ok=True)
-    for path in (*folder.iterdir(), files.folder / CARD):
-        _link(path, lasting / path.name)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _link(path, lasting / path.relative_to(folder))
+    _link(files.folder / CARD, lasting / CARD)
     return lasting
 
 
 def _link(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
     to.unlink(missing_ok=True)
     try:
         # The local cache keeps its own name for the same bytes, so the checkpoint takes no room twice.

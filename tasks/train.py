@@ -59,8 +59,7 @@ def train_on_fused(
                 on_window=on_window,
             )
         write_chat_template(output, fusion.pivot.chat_template)
-        for path in sorted(output.iterdir()):
-            publication.add(path.name, path)
+        publication.add_folder(output)
         return {
             "target": name,
             "lm_weight": _weight(fusion, lm_weight),
