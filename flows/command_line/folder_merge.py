@@ -38,10 +38,13 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
 def merge_folders(pivot: Path, targets: list[Path], spec: MergeSpec, out: Path | None) -> None:
     """Merge checkpoint folders into a new one."""
     from fusion_core.merging import merge_checkpoints
+    from fusion_core.merging.card import CARD_NAME, merge_card
     from fusion_core.progress import show_progress
 
     if out is None:
         raise ConfigError("Say where the merged checkpoint goes: add --out FOLDER.")
     with show_progress("merge", "tensors") as progress:
-        merge_checkpoints(pivot, targets, out, spec, progress=progress)
+        report = merge_checkpoints(pivot, targets, out, spec, progress=progress)
+    (out / CARD_NAME).write_text(merge_card(report), encoding="utf-8")
+    report.save(out)
     print(f"merged: {out}")

@@ -44,7 +44,7 @@ def train(config: Recipe) -> None:
 def merge(
     pivot: Annotated[Path | None, typer.Argument(help="Checkpoint folder of the pivot, or a recipe in YAML.")] = None,
     target: Annotated[list[Path] | None, typer.Argument(help="Checkpoint folders of the targets.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the merged checkpoint: new, empty, or an earlier merge.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result: new, empty, or an earlier merge.")] = None,
     method: Annotated[str, typer.Option(help="varm, linear, task_arithmetic, slerp, ties, dare or sce.")] = "varm",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method, such as density=0.2.")
