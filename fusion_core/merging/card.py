@@ -23,9 +23,9 @@ def merge_card(report: MergeReport) -> str:
             "",
             f"# Merge of {len(report.targets)} checkpoints",
             "",
-            f"{numbers['parameters']:,} parameters, merged with the method `{numbers['method']}` of Fuseline (settings: "
-            f"{settings}). It has the architecture, tokenizer and chat template of `{report.pivot}`, to which the "
-            "weights below refer.",
+            f"{numbers['parameters']:,} parameters, merged with the method `{numbers['method']}` of Fuseline "
+            f"(settings: {settings}). It has the architecture, tokenizer and chat template of `{report.pivot}`, to "
+            "which the weights below refer.",
             "",
             "| target | mean weight |",
             "|---|---:|",

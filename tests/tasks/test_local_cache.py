@@ -136,7 +136,7 @@ def churn(folder: Path, seed: int, failures: multiprocessing.Queue) -> None:
 
 
 def test_processes_share_a_cache_that_is_too_small(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     failures = context.Queue()
     processes = [context.Process(target=churn, args=(tmp_path, seed, failures)) for seed in range(4)]
     for process in processes:
