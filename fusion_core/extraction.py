@@ -135,7 +135,7 @@ def extract_shard(
         If the model computes NaN or infinite logits, or one dialogue alone does not fit in memory.
     """
     # Ids that no token uses may stand among those of the tokenizer, and the last tokens are then beyond its length.
-    vocabulary = getattr(tokenizer, "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     size = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
     run = _Extraction(model, size, encoded, config, model_name, device, progress)
     return run.read_all(), run.statistics()

@@ -74,7 +74,7 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
         folder = Path(str(model.path)).expanduser()
     _check_folder(model.name, folder)
     template = _read_template(model)
-    tokenizer_files = TOKENIZER_FILES
+    tokenizer_files: tuple[str, ...] = TOKENIZER_FILES
     if not (folder / "tokenizer.json").is_file():
         tokenizer_files += _names(folder, TOKENIZER_SOURCES)
     tokenizer_digest = _digest_of_files(folder, tokenizer_files, extra=template or "")
@@ -156,7 +156,7 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
     # Its bars for files of a checkpoint would stand between Fuseline's own for stages.
     disable_progress_bar()
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loading: Any = AutoModelForCausalLM.from_pretrained(
             model.folder,
             dtype=dtype or compute_dtype(model.dtype, device),
             local_files_only=True,
@@ -168,6 +168,7 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
         )
     except Exception as error:
         raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {first_line(error)}") from error
+    loaded, report = loading
     if report["mismatched_keys"]:
         name, stored, expected = sorted(report["mismatched_keys"])[0]
         raise ModelError(

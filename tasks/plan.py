@@ -19,6 +19,7 @@ from fusion_core.planning import (
     plan_costs,
     read_model_size,
 )
+from fusion_core.planning.costs import Status
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 from tasks.publication import find_artifact
 from tasks.resolve import resolve_fusion
@@ -55,7 +56,8 @@ def make_plan(config: FusionConfig) -> Plan:
         unknown=tuple(unknown),
     )
     if fusion is None:
-        return plan.with_status({(row.stage, row.subject): "unknown" for row in plan.rows})
+        unknown_status: Status = "unknown"
+        return plan.with_status({(row.stage, row.subject): unknown_status for row in plan.rows})
     return plan.with_status(_statuses(open_workplace(), fusion))
 
 
@@ -79,7 +81,7 @@ def stage_addresses(fusion: ResolvedFusion) -> dict[tuple[str, str], str]:
     return addresses
 
 
-def _statuses(workplace: Workplace, fusion: ResolvedFusion) -> dict[tuple[str, str], str]:
+def _statuses(workplace: Workplace, fusion: ResolvedFusion) -> dict[tuple[str, str], Status]:
     return {
         key: "cached" if find_artifact(workplace.store, address) is not None else "compute"
         for key, address in stage_addresses(fusion).items()

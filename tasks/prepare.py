@@ -71,7 +71,8 @@ prepare = stage_task(prepare_dataset, "prepare dialogues")
 
 def shard_names(artifact: Artifact) -> list[str]:
     """Names of the Parquet shards of an artifact, in order."""
-    return sorted(name for name in artifact.metadata["shards"])
+    names: Any = artifact.metadata["shards"]
+    return sorted(names)
 
 
 def read_split(workplace: Workplace, artifact: Artifact) -> list[Dialogue]:

@@ -70,5 +70,5 @@ def version_by_alias(client: MlflowClient, model_name: str, alias: str) -> str |
 
 
 make_champion = task(
-    move_champion, name="promote", task_run_name="make {version} champion", cache_policy=NO_CACHE, persist_result=False
-)
+    name="promote", task_run_name="make {version} champion", cache_policy=NO_CACHE, persist_result=False
+)(move_champion)

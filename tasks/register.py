@@ -52,12 +52,8 @@ def register_model(
     return FusionResult(model_name=name, model_version=version, model_folder=folder, files=files, fusion_run=fusion_run)
 
 
-register = task(
-    register_model,
-    name="register",
-    task_run_name="register the fused model",
-    cache_policy=NO_CACHE,
-    persist_result=False,
+register = task(name="register", task_run_name="register the fused model", cache_policy=NO_CACHE, persist_result=False)(
+    register_model
 )
 
 

@@ -51,19 +51,17 @@ def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callabl
             return Completed(name="Cached", message=f"found whole at {result.address}", data=result)
         return result
 
-    prefect_task = task(
-        run,
-        name=function.__name__,
-        task_run_name=run_name,
-        cache_policy=NO_CACHE,
-        persist_result=False,
+    prefect_task = task(name=function.__name__, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)(
+        run
     )
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         # Called without it, a task that names its own state would return that state instead of the result. It runs in
         # the flow's own thread, where training can answer to SIGTERM and Ctrl-C.
-        return prefect_task(*args, return_state=True, **kwargs).result()
+        state: Any = prefect_task(*args, return_state=True, **kwargs)
+        result: Result = state.result()
+        return result
 
     return call
 

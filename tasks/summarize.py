@@ -102,7 +102,7 @@ def write_summary(
     return _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
 
 
-summarize = task(write_summary, name="summarize", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
+summarize = task(name="summarize", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)(write_summary)
 
 
 def _write(
