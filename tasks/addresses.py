@@ -11,23 +11,13 @@ from fusion_core.config import ExtractionConfig, FusionConfig, TrainingConfig
 from fusion_core.devices import compute_dtype, default_device
 from fusion_core.dialogues import ResolvedFile
 from fusion_core.models import ResolvedModel
+from fusion_core.training_loop import SPEED_SETTINGS
 
 # Raise a stage's number when its code changes the bytes it makes: its address then changes, nothing stale is reused.
 ALGORITHM_VERSIONS = {"extraction": 1, "fusion": 1, "training": 1, "merge": 1, "scores": 1}
 
 # Settings that change speed or memory but not what is computed stay out of the addresses.
 EXTRACTION_SPEED_SETTINGS = {"batch_tokens"}
-TRAINING_SPEED_SETTINGS = {
-    "micro_batch_tokens",
-    "packing",
-    "processes",
-    "strategy",
-    "gradient_checkpointing",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "window_steps",
-    "stop_loss_factor",
-}
 ADDRESS_DIGITS = 32
 
 # How tables call the fused model and the plain fine-tuning control.
@@ -143,7 +133,7 @@ class ResolvedFusion:
         return digest_of(self.fused(sources))
 
     def _training_spec(self, training: TrainingConfig) -> str:
-        speed = set(TRAINING_SPEED_SETTINGS)
+        speed = set(SPEED_SETTINGS)
         if training.lora is not None and training.lora.dropout:
             # What is dropped is drawn for each micro-batch of each process.
             speed -= {"micro_batch_tokens", "packing", "processes"}
