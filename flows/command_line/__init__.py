@@ -46,6 +46,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        print("fuseline: interrupted; run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except SystemExit as stopped:
+        # Typer turns Ctrl-C into this status and says nothing.
+        if stopped.code == INTERRUPTED:
+            print("fuseline: interrupted; run the same command again to go on from here.", file=sys.stderr)
+        raise

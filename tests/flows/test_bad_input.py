@@ -249,3 +249,13 @@ def test_unknown_environment_variable(run: Run, recipe: Path, monkeypatch: pytes
     monkeypatch.setenv("FUSELINE_STROE", "/nowhere")
     status, message = run("plan", recipe)
     assert_plain(status, message, "FUSELINE_STROE")
+
+
+def test_interruption_says_how_to_go_on(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusion_core.recipes.load_recipe", interrupt)
+    status, message = run("plan", recipe)
+    assert status == 130
+    assert "run the same command again" in message
