@@ -1,0 +1,35 @@
+"""The recipes of the repository: each is valid, and the paper's run is the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fusion_core.recipes import load_recipe, parse_recipe, recipe_yaml
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_survives_being_written_out(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert parse_recipe(recipe_yaml(recipe), path) == recipe
+    missing = [file.path for file in recipe.dialogues.files if file.path is not None and not file.path.is_file()]
+    assert missing == []
+
+
+def test_the_papers_run() -> None:
+    recipe = load_recipe(next(path for path in RECIPES if path.stem == "fusechat-7b"))
+    assert [model.hub for model in (recipe.pivot, *recipe.sources)] == [
+        "openchat/openchat_3.5",
+        "NousResearch/Nous-Hermes-2-Mixtral-8x7B-DPO",
+        "NousResearch/Nous-Hermes-2-SOLAR-10.7B",
+    ]
+    assert recipe.dialogues.max_length_tokens == 2048
+    assert recipe.extraction.top_k == 10
+    assert (recipe.fusion.function, recipe.fusion.level) == ("mince", "dialogue")
+    training = recipe.training
+    assert (training.lm_weight, training.epochs, training.batch_dialogues) == (0.9, 3, 128)
+    assert (training.learning_rate, training.warmup_share, training.precision) == (5e-6, 0.03, "bfloat16")
+    assert (recipe.merge.method, recipe.merge.granularity) == ("varm", "matrix")
