@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from rich.console import Console
 
 from fusion_core.report.terminal import run_result
@@ -33,4 +36,6 @@ def print_result(result: FusionResult) -> None:
 def _mlflow_hint(settings: Settings) -> str:
     if settings.tracking_uri.startswith("http"):
         return settings.tracking_uri
-    return f"mlflow ui --backend-store-uri {settings.tracking_uri} (then open http://127.0.0.1:5000)"
+    # The program of this environment, which need not be on the user's path.
+    program = Path(sys.executable).with_name("mlflow")
+    return f"{program} ui --backend-store-uri {settings.tracking_uri} (then open http://127.0.0.1:5000)"
