@@ -1,0 +1,67 @@
+"""A whole recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fusion_core.config.alignment import AlignmentConfig, FusionFunctionConfig
+from fusion_core.config.dialogues import DialoguesConfig
+from fusion_core.config.evaluation import EvaluationConfig
+from fusion_core.config.extraction import ExtractionConfig
+from fusion_core.config.models import ModelConfig
+from fusion_core.config.names import NAME_PATTERN
+from fusion_core.config.registry import RegistryConfig
+from fusion_core.config.training import TrainingConfig
+from fusion_core.config_section import Section
+from fusion_core.merge_spec import MergeSpec
+
+
+class FusionConfig(Section):
+    """A whole fusion."""
+
+    name: str = Field(description="Name of the recipe; runs and the registered model are called by it.")
+    pivot: ModelConfig = Field(description="The model whose architecture and tokenizer the result has.")
+    sources: tuple[ModelConfig, ...] = Field(min_length=1, description="The models whose knowledge is wanted.")
+    strategy: Literal["pairwise", "joint"] = Field(
+        "pairwise",
+        description="pairwise: one target per source, then merge (FuseChat). joint: one target on all (FuseLLM).",
+    )
+    dialogues: DialoguesConfig
+    extraction: ExtractionConfig = ExtractionConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    fusion: FusionFunctionConfig = FusionFunctionConfig()
+    training: TrainingConfig = TrainingConfig()
+    merge: MergeSpec = MergeSpec()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME_PATTERN.match(name):
+            raise ValueError(
+                "a recipe's name has 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _distinct_models(self) -> FusionConfig:
+        if self.pivot.trust_remote_code:
+            raise ValueError("a pivot that needs its own code cannot be trained; choose one that transformers knows")
+        names = [self.pivot.name, *(source.name for source in self.sources)]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(
+                f"two models are called {doubled[0]!r}; give every source, and the pivot, a name of its own"
+            )
+        places = {(str(self.pivot.path), self.pivot.hub, self.pivot.revision): "the pivot"}
+        for source in self.sources:
+            place = (str(source.path), source.hub, source.revision)
+            if place in places:
+                raise ValueError(f"source {source.name!r} is the same model as {places[place]}; remove it")
+            places[place] = f"source {source.name!r}"
+        if self.strategy == "joint" and "merge" in self.model_fields_set:
+            raise ValueError("`strategy: joint` trains one target and merges nothing; remove the `merge` section")
+        return self
