@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     cache_size: ByteSize = Field(
         ByteSize(100 * 2**30), description="Most bytes the local cache may hold, such as 200GiB; default 100 GiB."
     )
+    device_limit: str = Field(
+        "",
+        description="A global concurrency limit of Prefect; extracting, training and scoring take a slot of it. Needs "
+        "PREFECT_API_URL; default: no limit.",
+    )
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_core.devices import release_memory
+from tasks.device_slots import device_slot
 from tasks.local_cache import LocalCache, open_cache
 from tasks.local_files import disk_errors
 from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
@@ -72,9 +73,12 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
     with _locked_folder(workplace.settings.home / "work", stage.address) as folder:
         found = find_artifact(workplace.store, stage.address)
         if found is None:
-            with tracking.stage_run(
-                stage.fusion_run, f"{stage.kind} {stage.subject}", stage.kind, stage.address
-            ) as run:
+            with (
+                device_slot(workplace.settings, stage.kind),
+                tracking.stage_run(
+                    stage.fusion_run, f"{stage.kind} {stage.subject}", stage.kind, stage.address
+                ) as run,
+            ):
                 publication = Publication(workplace.store, stage.address, folder / "upload")
                 started = time.monotonic()
                 metadata = compute(publication, folder, run)

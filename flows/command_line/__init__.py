@@ -9,6 +9,7 @@ import typer
 from flows.command_line.cache_commands import cache
 from flows.command_line.fusion_commands import add_source, plan, promote, report, run
 from flows.command_line.place_commands import doctor
+from flows.command_line.stack_commands import down, status, up
 from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
 from fusion_core.errors import FusionError
 from tasks.environment import configure_libraries, home_folder
@@ -23,7 +24,23 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (plan, run, add_source, prepare, extract, fuse, train, merge, evaluate, promote, report, doctor):
+for command in (
+    plan,
+    run,
+    add_source,
+    prepare,
+    extract,
+    fuse,
+    train,
+    merge,
+    evaluate,
+    promote,
+    report,
+    doctor,
+    up,
+    down,
+    status,
+):
     application.command()(command)
 application.add_typer(cache, name="cache")
 

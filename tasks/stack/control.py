@@ -1,0 +1,182 @@
+"""Starting, looking at and stopping the stack of one machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from fusion_core.errors import FusionError
+from tasks.stack.credentials import load_or_make_credentials
+from tasks.stack.folder import StackFolder, write_private
+from tasks.stack.ports import Ports, is_free, load_or_choose_ports
+from tasks.stack.processes import find_process, last_lines, start_process, stop_process
+from tasks.stack.services import Service, base_environment, client_environment, servers, worker
+
+START_SECONDS = 180.0
+PROVISION_SECONDS = 300.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The services of one home folder, the worker last, and the variables that lead to them."""
+
+    folder: StackFolder
+    ports: Ports
+    services: list[Service]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """What one service of a stack does now."""
+
+    name: str
+    address: str
+    state: str
+    healthy: bool
+    pid: int | None
+    log: Path
+
+
+def describe_stack(home: Path) -> Stack:
+    """Return the stack of a home folder; its credentials and ports are made at the first call."""
+    folder = StackFolder(home / "stack")
+    folder.make()
+    credentials = load_or_make_credentials(folder)
+    ports = load_or_choose_ports(folder)
+    environment = client_environment(ports, credentials, home)
+    services = [*servers(folder, ports, credentials), worker(folder, ports, environment)]
+    return Stack(folder, ports, services, environment)
+
+
+def start_stack(home: Path, project: Path, say: Say) -> Stack:
+    """Start what does not run, wait until each answers, and create bucket, work pool, limits and deployments.
+
+    Parameters
+    ----------
+    home : Path
+        Fuseline's home folder; the stack lives in ``stack/`` below it.
+    project : Path
+        Folder with ``prefect.yaml``, from which the worker runs the flows.
+    say : callable
+        Told about each step.
+
+    Raises
+    ------
+    FusionError
+        If a port is taken, a server does not answer in time, or a deployment is refused.
+    """
+    stack = describe_stack(home)
+    write_private(stack.folder.environment, _exports(stack.environment))
+    *all_servers, the_worker = stack.services
+    for service in all_servers:
+        _start(stack, service, say)
+    for service in all_servers:
+        _wait_for(stack, service, say)
+    say("creating bucket, work pool, limits and deployments")
+    _provision(stack, project)
+    _start(stack, the_worker, say, project)
+    return stack
+
+
+def stop_stack(home: Path, say: Say) -> int:
+    """Stop what `start_stack` started, the worker first; returns how many processes ran."""
+    folder = StackFolder(home / "stack")
+    if not folder.credentials.exists():
+        return 0
+    stopped = 0
+    for service in reversed(describe_stack(home).services):
+        if find_process(folder.record(service.name)) is None:
+            folder.record(service.name).unlink(missing_ok=True)
+            continue
+        say(f"stopping {service.title}")
+        stopped += stop_process(folder.record(service.name), service.patience_seconds)
+    return stopped
+
+
+def stack_states(home: Path) -> list[ServiceState]:
+    """Return what each service does; an empty list where no stack was ever started."""
+    folder = StackFolder(home / "stack")
+    if not folder.credentials.exists():
+        return []
+    return [_state(folder, service) for service in describe_stack(home).services]
+
+
+def _state(folder: StackFolder, service: Service) -> ServiceState:
+    process = find_process(folder.record(service.name))
+    healthy = process is not None and (service.health_url is None or _answers(service.health_url))
+    state = "stopped" if process is None else "runs" if healthy else "does not answer"
+    pid = None if process is None else process.pid
+    return ServiceState(service.title, service.address, state, healthy, pid, folder.log(service.name))
+
+
+def _start(stack: Stack, service: Service, say: Say, project: Path | None = None) -> None:
+    record = stack.folder.record(service.name)
+    if find_process(record) is not None:
+        say(f"{service.title} runs already")
+        return
+    port = {"s3": stack.ports.s3, "mlflow": stack.ports.mlflow, "prefect": stack.ports.prefect}.get(service.name)
+    if port is not None and not is_free(port):
+        raise FusionError(
+            f"{service.title} needs port {port}, on which another program listens; stop that program, or remove "
+            f"{stack.folder.ports} to let `fuseline up` choose other ports."
+        )
+    say(f"starting {service.title}")
+    start_process(
+        service.command,
+        base_environment() | service.environment,
+        project or stack.folder.data(service.name),
+        stack.folder.log(service.name),
+        record,
+    )
+
+
+def _wait_for(stack: Stack, service: Service, say: Say) -> None:
+    began = time.monotonic()
+    while service.health_url is not None and not _answers(service.health_url):
+        log = stack.folder.log(service.name)
+        if find_process(stack.folder.record(service.name)) is None:
+            raise FusionError(f"{service.title} ended at once; the end of {log} says: {last_lines(log)}")
+        if time.monotonic() - began > START_SECONDS:
+            raise FusionError(
+                f"{service.title} did not answer at {service.health_url} within {START_SECONDS:.0f} s; see {log}, then "
+                "`fuseline down` and `fuseline up`."
+            )
+        time.sleep(0.2)
+    say(f"{service.title} answers at {service.address}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _provision(stack: Stack, project: Path) -> None:
+    # In a process of its own: Prefect reads its settings once, when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.stack.provision", str(project)],
+        env=base_environment() | stack.environment,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=PROVISION_SECONDS,
+        check=False,
+    )
+    log = stack.folder.log("provision")
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode != 0:
+        raise FusionError(f"Creating the deployments failed; the end of {log} says: {last_lines(log)}")
+
+
+def _exports(environment: dict[str, str]) -> str:
+    lines = [f"export {name}='{value}'" for name, value in environment.items()]
+    return "\n".join(["# Lets commands of this shell use the stack.", *lines, ""])

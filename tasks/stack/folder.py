@@ -1,0 +1,61 @@
+"""Where the stack keeps its data, logs, credentials and the record of what it started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.local_files import disk_errors
+
+
+@dataclass(frozen=True)
+class StackFolder:
+    """One folder that survives a restart; only its owner may read it."""
+
+    root: Path
+
+    @property
+    def credentials(self) -> Path:
+        """Generated passwords and keys."""
+        return self.root / "credentials.json"
+
+    @property
+    def ports(self) -> Path:
+        """Ports chosen at the first start."""
+        return self.root / "ports.json"
+
+    @property
+    def environment(self) -> Path:
+        """Shell exports for commands that are to use the stack."""
+        return self.root / "environment"
+
+    def data(self, service: str) -> Path:
+        """Return the folder of a service's data."""
+        return self.root / service
+
+    def log(self, service: str) -> Path:
+        """Return the file that takes what a service prints."""
+        return self.root / "logs" / f"{service}.log"
+
+    def record(self, service: str) -> Path:
+        """Return the file that says which process a service is."""
+        return self.root / "processes" / f"{service}.json"
+
+    def make(self) -> None:
+        """Create the folders, closed to other users of the machine."""
+        with disk_errors(f"Making the stack's folder {self.root}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(0o700)
+            for name in ("logs", "processes"):
+                (self.root / name).mkdir(exist_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(f"Writing {path}"):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.replace(path)

@@ -1,0 +1,93 @@
+"""Which ports of loopback the stack listens on: the usual ones where they are free, and the same after a restart."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fusion_core.errors import FusionError
+from tasks.stack.folder import StackFolder, write_private
+
+LOOPBACK = "127.0.0.1"
+USUAL = {"prefect": 4200, "mlflow": 5000, "s3": 8333}
+# What the S3 server listens on besides; it would take fixed numbers for those it is not told.
+S3_INNER = (
+    *("s3.port.grpc", "master.port", "master.port.grpc", "filer.port", "filer.port.grpc"),
+    *("volume.port", "volume.port.grpc", "admin.port", "admin.port.grpc"),
+)
+
+
+class Ports(BaseModel):
+    """Ports of one stack."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefect: int
+    mlflow: int
+    s3: int
+    s3_inner: dict[str, int]
+
+    @property
+    def prefect_api(self) -> str:
+        """Address of Prefect's API."""
+        return f"http://{LOOPBACK}:{self.prefect}/api"
+
+    @property
+    def prefect_ui(self) -> str:
+        """Address of Prefect's pages."""
+        return f"http://{LOOPBACK}:{self.prefect}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """Address of MLflow."""
+        return f"http://{LOOPBACK}:{self.mlflow}"
+
+    @property
+    def s3_url(self) -> str:
+        """Address of the S3 server."""
+        return f"http://{LOOPBACK}:{self.s3}"
+
+
+def load_or_choose_ports(folder: StackFolder) -> Ports:
+    """Return the stack's ports, chosen among the free ones at its first start.
+
+    They are kept, because what MLflow and Prefect stored may name them.
+
+    Raises
+    ------
+    FusionError
+        If the file that keeps them cannot be read.
+    """
+    if folder.ports.exists():
+        try:
+            return Ports.model_validate_json(folder.ports.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise FusionError(
+                f"{folder.ports} cannot be read; remove it, and `fuseline up` chooses ports again."
+            ) from error
+    free = _free_ports(len(USUAL) + len(S3_INNER))
+    usual = {name: port if is_free(port) else free.pop() for name, port in USUAL.items()}
+    chosen = Ports(**usual, s3_inner=dict(zip(S3_INNER, free, strict=False)))
+    write_private(folder.ports, chosen.model_dump_json(indent=1) + "\n")
+    return chosen
+
+
+def is_free(port: int) -> bool:
+    """Say whether nobody listens on a port of loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind((LOOPBACK, 0))
+        return [item.getsockname()[1] for item in sockets]
