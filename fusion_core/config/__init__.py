@@ -7,6 +7,7 @@ from fusion_core.config.extraction import ExtractionConfig
 from fusion_core.config.fusion import FusionConfig
 from fusion_core.config.models import ModelConfig
 from fusion_core.config.names import NAME_PATTERN
+from fusion_core.config.promotion import MustBeat, MustNotDrop, PromotionConfig
 from fusion_core.config.registry import RegistryConfig
 from fusion_core.config.training import LoraConfig, TrainingConfig
 
@@ -21,6 +22,9 @@ __all__ = [
     "FusionFunctionConfig",
     "LoraConfig",
     "ModelConfig",
+    "MustBeat",
+    "MustNotDrop",
+    "PromotionConfig",
     "RegistryConfig",
     "TrainingConfig",
 ]

@@ -12,6 +12,7 @@ from fusion_core.config.evaluation import EvaluationConfig
 from fusion_core.config.extraction import ExtractionConfig
 from fusion_core.config.models import ModelConfig
 from fusion_core.config.names import NAME_PATTERN
+from fusion_core.config.promotion import PromotionConfig
 from fusion_core.config.registry import RegistryConfig
 from fusion_core.config.training import TrainingConfig
 from fusion_core.config_section import Section
@@ -36,6 +37,7 @@ class FusionConfig(Section):
     merge: MergeSpec = MergeSpec()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()
+    promotion: PromotionConfig = PromotionConfig()
 
     @field_validator("name")
     @classmethod
@@ -50,6 +52,14 @@ class FusionConfig(Section):
     def _distinct_models(self) -> FusionConfig:
         if self.pivot.trust_remote_code:
             raise ValueError("a pivot that needs its own code cannot be trained; choose one that transformers knows")
+        if self.pivot.quantization != "none":
+            raise ValueError("a pivot is trained, so it is read as it is; remove its `quantization`")
+        quantised = next((source.name for source in self.sources if source.quantization != "none"), None)
+        if quantised and self.extraction.backend == "vllm":
+            raise ValueError(
+                f"`extraction.backend: vllm` does not read source {quantised!r} quantised; remove its `quantization`, "
+                "or the backend"
+            )
         names = [self.pivot.name, *(source.name for source in self.sources)]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
@@ -64,4 +74,14 @@ class FusionConfig(Section):
             places[place] = f"source {source.name!r}"
         if self.strategy == "joint" and "merge" in self.model_fields_set:
             raise ValueError("`strategy: joint` trains one target and merges nothing; remove the `merge` section")
+        return self
+
+    @model_validator(mode="after")
+    def _rivals_are_trained(self) -> FusionConfig:
+        gates = (*self.promotion.must_beat, *self.promotion.must_not_drop_more_than)
+        if not self.evaluation.plain_sft_control and any(gate.rival == "plain_sft" for gate in gates):
+            raise ValueError(
+                "a gate of `promotion` compares with plain_sft, which is not trained; set "
+                "`evaluation.plain_sft_control: true` or name another `rival`"
+            )
         return self

@@ -142,7 +142,14 @@ class ScoreTable(Record):
         return next(row for row in self.rows if row.model == model)
 
 
-def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: int = 2000, seed: int = 0) -> ScoreTable:
+def compare(
+    scores: Mapping[str, HeldOutScores],
+    baseline: str,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> ScoreTable:
     """Score models on what all of them read: the same dialogues, up to the last place where all have a boundary.
 
     Tokenizers cut a dialogue of too many tokens at different bytes, so each dialogue counts up to the last place in its
@@ -159,6 +166,8 @@ def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: in
         Which of them is the baseline.
     resamples, seed : int
         Draws of the bootstrap, and their seed.
+    confidence : float
+        Share of the draws that an interval holds.
 
     Raises
     ------
@@ -206,6 +215,7 @@ def compare(scores: Mapping[str, HeldOutScores], baseline: str, *, resamples: in
         bytes_cut=cut,
         resamples=resamples,
         seed=seed,
+        confidence=confidence,
     )
 
 
@@ -221,6 +231,7 @@ def _table(
     bytes_cut: int,
     resamples: int,
     seed: int,
+    confidence: float,
 ) -> ScoreTable:
     domains, strata_D = np.unique(domains_D, return_inverse=True)
     dialogues_S = np.bincount(strata_D)
@@ -240,7 +251,7 @@ def _table(
                 continue
             low = high = None
             if weighed >= MIN_DIALOGUES_FOR_INTERVAL:
-                low, high = percentile_interval(draws_RM[part][:, index] - draws_RM[part][:, pivot], CONFIDENCE)
+                low, high = percentile_interval(draws_RM[part][:, index] - draws_RM[part][:, pivot], confidence)
             difference = value - float(scores_1M[part][0, pivot])
             cells.append(Score(nats_per_byte=value, difference=difference, low=low, high=high))
         *by_domain, overall, mean = cells
