@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -90,6 +90,42 @@ class ChatTemplate:
         except DialogueRefusedError as error:
             raise DialogueRefusedError(f"Dialogue {dialogue.id}, model {self._model_name!r}: {error}.") from error
 
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return the text that the model continues with its next response; ``messages`` end with the user's turn.
+
+        The template's own generation prompt where it has one, else what it writes in front of a response.
+
+        Raises
+        ------
+        DialogueRefusedError
+            If the template refuses the turns.
+        """
+        given = [dict(message) for message in messages]
+        if given[0]["role"] == "system" and not self.accepts_system:
+            system, user, *rest = given
+            given = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        written, prompted = (self._apply(given, add_generation_prompt=prompted) for prompted in (False, True))
+        if prompted != written:
+            return prompted
+        before, found, _ = self._apply([*given, {"role": "assistant", "content": SLOT}]).rpartition(SLOT)
+        if not found:
+            raise DialogueRefusedError("its chat template leaves out the response")
+        # The space before a response is part of its first token in nearly all tokenizers.
+        return before.rstrip(" ")
+
+    def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except Exception as error:  # a template is a program: whatever it raises, this dialogue cannot be written
+            raise DialogueRefusedError(f"its chat template refuses the turns: {first_line(error)}") from error
+
     def _render(self, turns: Sequence[Turn]) -> list[str]:
         messages: list[dict[str, str]] = []
         slots: list[str] = []
@@ -100,10 +136,7 @@ class ChatTemplate:
             elif SLOT in content:
                 raise DialogueRefusedError(f"a {role} turn contains {SLOT!r}, which marks responses; change the text")
             messages.append({"role": role, "content": content})
-        try:
-            rest = str(self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False))
-        except Exception as error:  # a template is a program: whatever it raises, this dialogue cannot be written
-            raise DialogueRefusedError(f"its chat template refuses the turns: {first_line(error)}") from error
+        rest = self._apply(messages)
         pieces: list[str] = []
         for slot in slots:
             piece, found, rest = rest.partition(slot)
