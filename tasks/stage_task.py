@@ -7,6 +7,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from prefect import task
@@ -14,7 +15,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from fusion_core.errors import FusionError
+from tasks.progress_page import progress_page
 from tasks.publication import discard
+from tasks.settings import Settings
 from tasks.store import BrokenObjectError
 from tasks.workplace import open_workplace
 
@@ -46,7 +49,8 @@ def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callabl
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
+        with progress_page() if Settings().prefect_api_url else nullcontext():
+            result = function(*args, **kwargs)
         if result.reused:
             return Completed(name="Cached", message=f"found whole at {result.address}", data=result)
         return result
