@@ -1,8 +1,8 @@
 """The training loop, as one process runs it.
 
-Every optimizer step takes `batch_dialogues` dialogues, in micro-batches of a token budget. Losses are sums over
-positions, divided once by the positions of the whole batch, so that neither micro-batches nor processes change the
-result beyond rounding.
+Every optimizer step takes `batch_dialogues` dialogues, or `batch_tokens` tokens, in micro-batches of a token budget.
+Losses are sums over positions, divided once by the positions of the whole batch, so that neither micro-batches nor
+processes change the result beyond rounding.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def train_in_this_process(
             data.index,
             epochs=config.epochs,
             batch_dialogues=config.batch_dialogues,
+            batch_tokens=config.batch_tokens,
             micro_batch_tokens=config.micro_batch_tokens,
             seed=config.seed,
             processes=accelerator.num_processes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,7 +22,10 @@ class BatchPlan:
     ----------
     index : int64 [dialogues, 4]
         Shard, place in it, tokens and positions of every dialogue, in the shards' order.
-    epochs, batch_dialogues, micro_batch_tokens, seed : int
+    epochs, micro_batch_tokens, seed : int
+    batch_dialogues, batch_tokens : int or None
+        One of them says where a step ends: after so many dialogues, or before the dialogue with which all its tokens
+        (without padding) would be more than these. A longer dialogue is a step of its own.
     processes : int
     packing : bool
         Whether the dialogues of a micro-batch follow each other in one row instead of being padded to the longest.
@@ -33,26 +36,31 @@ class BatchPlan:
         index: np.ndarray,
         *,
         epochs: int,
-        batch_dialogues: int,
         micro_batch_tokens: int,
         seed: int,
+        batch_dialogues: int | None = None,
+        batch_tokens: int | None = None,
         processes: int = 1,
         packing: bool = False,
     ) -> None:
         self._index = index
-        self._batch_dialogues = batch_dialogues
         self._micro_batch_tokens = micro_batch_tokens
         self._processes = processes
         self.packing = packing
-        self._drawn = epochs * len(index)
-        self.steps = -(-self._drawn // batch_dialogues)
         self._epoch = lru_cache(maxsize=2)(lambda epoch: shuffled_by_window(index[:, 0], seed, epoch))
+        drawn = epochs * len(index)
+        if batch_tokens is None:
+            starts = np.arange(0, drawn, batch_dialogues)
+        else:
+            starts = starts_by_tokens((index[self._epoch(epoch), 2] for epoch in range(epochs)), batch_tokens)
+        # int64 [steps + 1]: the draws, counted over all epochs, between which each step lies.
+        self._bounds = np.append(starts, drawn)
+        self.steps = len(starts)
 
     def rows(self, step: int) -> np.ndarray:
         """Return the rows of the index that a step takes, over all processes."""
-        start = step * self._batch_dialogues
-        draws = np.arange(start, min(start + self._batch_dialogues, self._drawn))
-        return np.array([self._epoch(int(draw) // len(self._index))[draw % len(self._index)] for draw in draws])
+        draws = range(int(self._bounds[step]), int(self._bounds[step + 1]))
+        return np.array([self._epoch(draw // len(self._index))[draw % len(self._index)] for draw in draws])
 
     def micro_batches(self, step: int, process: int) -> list[list[int]]:
         """Return the rows of each micro-batch of one process; every process gets equally many lists."""
@@ -68,6 +76,32 @@ class BatchPlan:
         lengths = self._index[longest_first, 2].tolist()
         group = packed_groups if self.packing else padded_groups
         return [[longest_first[place] for place in places] for places in group(lengths, self._micro_batch_tokens)]
+
+
+def starts_by_tokens(lengths: Iterable[np.ndarray], batch_tokens: int) -> np.ndarray:
+    """Return where each step begins when steps are filled with dialogues, in their order, up to some tokens.
+
+    Parameters
+    ----------
+    lengths : iterable of int64 [dialogues]
+        Tokens of the dialogues as they are drawn, epoch by epoch; steps run on from one epoch to the next.
+    batch_tokens : int
+        Most tokens of a step; a longer dialogue is a step of its own.
+
+    Returns
+    -------
+    int64 [steps]
+        Draws, counted over all epochs.
+    """
+    starts, filled, draw = [0], 0, 0
+    for epoch in lengths:
+        for length in epoch.tolist():
+            if filled and filled + length > batch_tokens:
+                starts.append(draw)
+                filled = 0
+            filled += length
+            draw += 1
+    return np.array(starts)
 
 
 def padded_groups(lengths: Sequence[int], budget: int) -> list[list[int]]:

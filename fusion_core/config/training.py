@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fusion_core.config.names import Seed, Share
 from fusion_core.config_section import Section
 
 DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+DEFAULT_BATCH_DIALOGUES = 128
 
 
 class LoraConfig(Section):
@@ -24,8 +25,15 @@ class TrainingConfig(Section):
     """How a target is trained from the pivot on fused distributions."""
 
     lm_weight: Share = Field(0.9, description="Share of the label's cross-entropy in the loss, lambda (paper: 0.9).")
-    epochs: PositiveInt = Field(3, description="Passes over the fused dialogues.")
-    batch_dialogues: PositiveInt = Field(128, description="Dialogues behind one optimizer step, over all devices.")
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the fused dialogues.")
+    batch_dialogues: PositiveInt | None = Field(
+        DEFAULT_BATCH_DIALOGUES, description="Dialogues behind one optimizer step, over all devices."
+    )
+    batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens behind one optimizer step, over all devices, in place of `batch_dialogues`: all of a "
+        "dialogue's, prompts too, padding not. A step takes the next dialogues as long as they fit, at least one.",
+    )
     micro_batch_tokens: PositiveInt = Field(
         4096,
         description="Tokens, padding included, in one forward pass; lower it when memory runs out.",
@@ -56,9 +64,12 @@ class TrainingConfig(Section):
         description="Train low-rank adapters on every linear layer instead of all weights, with a fraction of the "
         "optimizer's memory; they are merged into plain weights at the end. Wants a higher `learning_rate`.",
     )
-    processes: PositiveInt = Field(
+    processes: int = Field(
         1,
-        description="Processes that train together on this machine, one per GPU; up to rounding the same result.",
+        ge=1,
+        le=1024,
+        description="Processes that train together on this machine, one per GPU, or on the cores where there is none; "
+        "up to rounding the same result.",
     )
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
@@ -74,3 +85,16 @@ class TrainingConfig(Section):
         10.0, description="A loss this many times its running mean, from step 21 on, stops the run; so does NaN."
     )
     seed: Seed = Field(0, description="Order of the dialogues and every other draw in training.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_take_the_place_of_dialogues(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("batch_tokens") is not None:
+            return {"batch_dialogues": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_kind_of_batch(self) -> TrainingConfig:
+        if (self.batch_dialogues is None) == (self.batch_tokens is None):
+            raise ValueError("give exactly one of `batch_dialogues` and `batch_tokens`")
+        return self

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
@@ -37,10 +38,11 @@ CPU = torch.device("cpu")
 
 
 def settings(**changes) -> TrainingConfig:
+    batch = {} if "batch_tokens" in changes else {"batch_dialogues": 6}
     return TrainingConfig(
         **{
+            **batch,
             "epochs": 2,
-            "batch_dialogues": 6,
             "micro_batch_tokens": 96,
             "learning_rate": 3e-3,
             "warmup_share": 0.2,
@@ -71,6 +73,10 @@ def train(pivot, shards, folder, config, **options):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def weights_bytes(folder: Path) -> bytes:
+    return (folder / "target/model.safetensors").read_bytes()
 
 
 def test_lm_weight_one_is_plain_fine_tuning(pivot, shards, tmp_path):
@@ -200,12 +206,52 @@ def test_same_inputs_same_bytes_and_a_resumed_run_too(pivot, shards, tmp_path):
     steps = []
     resumed = train(pivot, shards, tmp_path / "cut", config, progress=lambda done, total: steps.append(done))
     assert steps[0] == 5
-    expected = (tmp_path / "whole/target/model.safetensors").read_bytes()
-    assert (tmp_path / "again/target/model.safetensors").read_bytes() == expected
-    assert (tmp_path / "cut/target/model.safetensors").read_bytes() == expected
+    assert weights_bytes(tmp_path / "again") == weights_bytes(tmp_path / "cut") == weights_bytes(tmp_path / "whole")
     curves = [[(w.step, w.lm_loss, w.fusion_loss, w.gradient_norm) for w in r.windows] for r in (whole, again, resumed)]
     assert curves[0] == curves[1] == curves[2]
     assert (resumed.steps, resumed.tokens, resumed.positions) == (whole.steps, whole.tokens, whole.positions)
+
+
+def test_batches_of_tokens_are_resumed_to_the_same_bytes(pivot, shards, tmp_path):
+    class PowerCutError(Exception):
+        pass
+
+    def cut(done: int, total: int) -> None:
+        if done == 3:
+            raise PowerCutError
+
+    config = settings(batch_tokens=130, checkpoint_steps=2, epochs=1)
+    windows = []
+    whole = train(pivot, shards, tmp_path / "whole", config, on_window=windows.append)
+    with pytest.raises(PowerCutError):
+        train(pivot, shards, tmp_path / "cut", config, progress=cut)
+    resumed = train(pivot, shards, tmp_path / "cut", config)
+    assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens)
+    assert all(window.tokens <= 2 * 130 for window in windows)
+    assert weights_bytes(tmp_path / "cut") == weights_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (128, None)),
+        ({"batch_dialogues": 4}, (4, None)),
+        ({"batch_tokens": 900}, (None, 900)),
+        ({"batch_tokens": 900, "batch_dialogues": None}, (None, 900)),
+        ({"batch_tokens": 900, "batch_dialogues": 4}, None),
+        ({"batch_dialogues": None}, None),
+        ({"epochs": 10**9}, None),
+        ({"processes": 10**6}, None),
+    ],
+)
+def test_a_batch_has_dialogues_or_tokens_and_numbers_have_limits(given, expected):
+    if expected is None:
+        with pytest.raises(ValidationError, match="exactly one of|less than or equal"):
+            TrainingConfig.model_validate(given)
+        return
+    config = TrainingConfig.model_validate(given)
+    assert (config.batch_dialogues, config.batch_tokens) == expected
+    assert TrainingConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -289,9 +335,7 @@ def test_resumed_adapters_end_the_same(pivot, shards, tmp_path):
     stored = load_file(tmp_path / "cut/checkpoints/step-00000004/model.safetensors")
     assert stored and all("lora" in name for name in stored)
     train(pivot, shards, tmp_path / "cut", config)
-    assert (tmp_path / "cut/target/model.safetensors").read_bytes() == (
-        tmp_path / "whole/target/model.safetensors"
-    ).read_bytes()
+    assert weights_bytes(tmp_path / "cut") == weights_bytes(tmp_path / "whole")
 
 
 def test_merged_adapters_compute_what_the_adapters_did(tmp_path):

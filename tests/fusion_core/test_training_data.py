@@ -12,7 +12,7 @@ from fusion_core.errors import ShardError, TrainingError
 from fusion_core.shards import Shard, write_shard
 from fusion_core.training_data import FusedShards, load_batch
 from fusion_core.training_metrics import TrainingHistory
-from fusion_core.training_plan import BatchPlan, packed_groups, padded_groups, shuffled_by_window
+from fusion_core.training_plan import BatchPlan, packed_groups, padded_groups, shuffled_by_window, starts_by_tokens
 from tests.fusion_core.test_training import pivot, settings, shards, train  # noqa: F401
 from tests.fusion_core.training_fixtures import fused_shard, random_dialogues, response_positions
 
@@ -38,7 +38,8 @@ def data(tmp_path) -> FusedShards:
 
 
 def plan_of(data: FusedShards, **changes) -> BatchPlan:
-    return BatchPlan(data.index, **{"epochs": 2, "batch_dialogues": 8, "micro_batch_tokens": 100, "seed": 3, **changes})
+    batch = {} if "batch_tokens" in changes else {"batch_dialogues": 8}
+    return BatchPlan(data.index, **{"epochs": 2, "micro_batch_tokens": 100, "seed": 3, **batch, **changes})
 
 
 def test_every_epoch_takes_every_dialogue_once(data):
@@ -49,6 +50,23 @@ def test_every_epoch_takes_every_dialogue_once(data):
         assert sorted(epoch) == list(range(50))
     assert not np.array_equal(rows[:50], rows[50:])
     assert not np.array_equal(rows[:50], plan_of(data, seed=4).rows(0))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 150, 10**6])
+def test_steps_of_tokens_take_the_same_dialogues_as_long_as_they_fit(data, batch_tokens):
+    plan = plan_of(data, batch_tokens=batch_tokens)
+    steps = [plan.rows(step) for step in range(plan.steps)]
+    assert np.array_equal(np.concatenate(steps), np.concatenate([plan_of(data).rows(step) for step in range(13)]))
+    lengths = [data.index[rows, 2] for rows in steps]
+    assert all(len(step) == 1 or step.sum() <= batch_tokens for step in lengths)
+    assert all(step.sum() + after[0] > batch_tokens for step, after in pairwise(lengths))
+    shared = plan_of(data, batch_tokens=batch_tokens, processes=3)
+    assert all(np.array_equal(shared.rows(step), rows) for step, rows in enumerate(steps))
+
+
+def test_steps_of_tokens_worked_by_hand():
+    # The 3 and the 1 share a step; the 2 of the next epoch has no room beside the 9, which is more than a step takes.
+    assert starts_by_tokens(iter([np.array([2, 2, 3, 1]), np.array([2, 9, 1])]), 4).tolist() == [0, 2, 4, 5, 6]
 
 
 def test_shuffling_reads_two_shards_at_a_time():
