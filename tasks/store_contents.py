@@ -9,6 +9,9 @@ from fusion_core.errors import StoreError
 from tasks.manifest import CARD, MANIFEST, Artifact, artifact_of, read_manifest
 from tasks.store import BrokenObjectError, ObjectInfo, Store
 
+# Locks, what re-fusion remembers, and sources that others have put there: no publications, and nobody's garbage.
+NO_PUBLICATIONS = ("locks/", "refusion/", "sources/")
+
 
 @dataclass(frozen=True)
 class StoredArtifact:
@@ -116,7 +119,7 @@ def read_contents(store: Store) -> Contents:
     StoreError
         The store cannot be read, or another version of Fuseline wrote to it.
     """
-    infos = list(store.list())
+    infos = [info for info in store.list() if not info.key.startswith(NO_PUBLICATIONS)]
     manifests = {info.key.removesuffix(f"/{MANIFEST}"): info for info in infos if info.key.endswith(f"/{MANIFEST}")}
     beside: dict[str, list[ObjectInfo]] = defaultdict(list)
     alone: dict[str, list[ObjectInfo]] = defaultdict(list)

@@ -8,6 +8,7 @@ from fusion_core.config.fusion import FusionConfig
 from fusion_core.config.models import ModelConfig
 from fusion_core.config.names import NAME_PATTERN
 from fusion_core.config.promotion import MustBeat, MustNotDrop, PromotionConfig
+from fusion_core.config.refusion import RefusionConfig
 from fusion_core.config.registry import RegistryConfig
 from fusion_core.config.training import LoraConfig, TrainingConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "MustBeat",
     "MustNotDrop",
     "PromotionConfig",
+    "RefusionConfig",
     "RegistryConfig",
     "TrainingConfig",
 ]

@@ -13,6 +13,7 @@ from fusion_core.config.extraction import ExtractionConfig
 from fusion_core.config.models import ModelConfig
 from fusion_core.config.names import NAME_PATTERN
 from fusion_core.config.promotion import PromotionConfig
+from fusion_core.config.refusion import RefusionConfig
 from fusion_core.config.registry import RegistryConfig
 from fusion_core.config.training import TrainingConfig
 from fusion_core.config_section import Section
@@ -37,6 +38,7 @@ class FusionConfig(Section):
     merge: MergeSpec = MergeSpec()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()
+    refusion: RefusionConfig = RefusionConfig()
     promotion: PromotionConfig = PromotionConfig()
 
     @field_validator("name")
