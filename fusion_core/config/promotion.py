@@ -11,8 +11,8 @@ from fusion_core.config_section import Section
 Rival = Literal["champion", "pivot", "plain_sft"]
 Confidence = Annotated[float, Field(gt=0.0, lt=1.0)]
 METRIC_DESCRIPTION = (
-    "nats_per_byte (over all held-out bytes), nats_per_byte/mean_of_domains, nats_per_byte/DOMAIN, or any other score of "
-    "the run, such as mt_bench/overall. Fewer nats are better; of every other score more is."
+    "nats_per_byte (over all held-out bytes), nats_per_byte/mean_of_domains, nats_per_byte/DOMAIN, or any other score "
+    "of the run, such as mt_bench/overall. Fewer nats are better; of every other score more is."
 )
 
 

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from fusion_core.config import FusionConfig, MustBeat, MustNotDrop, PromotionConfig
-from fusion_core.evaluation.gates import Contender, Measure, decide
+from fusion_core.evaluation.decision import Contender, Measure
+from fusion_core.evaluation.gates import decide
 from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores
 
 BYTES = 100

@@ -1,0 +1,107 @@
+"""What is held against the gates of a promotion, and what they decide.
+
+Every difference is told as a gain: how much better the candidate is, in the metric's own unit, whichever way the metric
+runs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fusion_core.evaluation.score_table import HeldOutScores, Record
+
+
+class Measure(Record):
+    """One score that somebody else computed: a mean with its 95 % interval.
+
+    Parameters
+    ----------
+    mean : float
+    low, high : float or None
+        None where the interval is not known.
+    scale : str
+        What makes two scores comparable, such as the judge and the questions; only equal scales compare.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    scale: str = ""
+
+
+class Contender(Record):
+    """A model with everything it was scored on.
+
+    Parameters
+    ----------
+    name : str
+        Such as 'version 3' or 'pivot small'.
+    held_out : HeldOutScores or None
+        Its held-out scores, dialogue by dialogue.
+    measures : dict
+        Every other metric by its name, such as ``mt_bench/overall``.
+    """
+
+    name: str
+    held_out: HeldOutScores | None = None
+    measures: dict[str, Measure] = Field(default_factory=dict)
+
+
+class GateResult(Record):
+    """What one gate saw.
+
+    Parameters
+    ----------
+    gate : str
+        must_beat, must_not_drop_more_than or required.
+    metric, rival : str
+        What was compared, and with whom; no rival for a required metric.
+    passed : bool
+    reason : str
+        One sentence.
+    candidate, other : float or None
+        The metric of either.
+    gain, low, high : float or None
+        How much better the candidate is, and the interval of it.
+    threshold : float or None
+        Margin to beat, or largest loss.
+    confidence : float or None
+        Share of the interval; None where means alone are compared.
+    dialogues : int or None
+        Held-out dialogues behind it.
+    """
+
+    gate: Literal["must_beat", "must_not_drop_more_than", "required"]
+    metric: str
+    rival: str = ""
+    passed: bool
+    reason: str
+    candidate: float | None = None
+    other: float | None = None
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float | None = None
+    confidence: float | None = None
+    dialogues: int | None = None
+
+
+class Decision(Record):
+    """What the gates say of a candidate."""
+
+    candidate: str
+    champion: str | None
+    gates: tuple[GateResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate was passed."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, or that it passed, in one line."""
+        failed = [gate.reason for gate in self.gates if not gate.passed]
+        return "; ".join(failed) if failed else f"{self.candidate} passed {len(self.gates)} of {len(self.gates)} gates"
