@@ -63,7 +63,11 @@ def score_model(
     return compute_once(workplace, stage, compute)
 
 
-evaluate = stage_task(score_model, "evaluate {name}")
+evaluate = stage_task(
+    score_model,
+    "evaluate {name}",
+    lambda fusion, model, *_, **__: fusion.scores(model.address if isinstance(model, Artifact) else model),
+)
 
 
 def as_model(workplace: Workplace, fusion: ResolvedFusion, checkpoint: Artifact, name: str) -> ResolvedModel:

@@ -93,7 +93,7 @@ def fuse_distributions(
     return compute_once(workplace, stage, compute)
 
 
-fuse = stage_task(fuse_distributions, "fuse {sources[0].name}")
+fuse = stage_task(fuse_distributions, "fuse {sources[0].name}", lambda fusion, sources, *_, **__: fusion.fused(sources))
 
 
 def coverage_metrics(coverage: Coverage) -> dict[str, float]:

@@ -56,4 +56,4 @@ def merge_targets(fusion: ResolvedFusion, targets: list[Artifact], fusion_run: s
     return compute_once(workplace, stage, compute)
 
 
-merge = stage_task(merge_targets, "merge targets")
+merge = stage_task(merge_targets, "merge targets", lambda fusion, *_, **__: fusion.merged())

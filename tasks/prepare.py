@@ -66,7 +66,7 @@ def prepare_dataset(fusion: ResolvedFusion, fusion_run: str | None = None) -> Pr
     return PreparedDialogues(train=compute_once(workplace, stage("train"), compute_train), held_out=held_out)
 
 
-prepare = stage_task(prepare_dataset, "prepare dialogues")
+prepare = stage_task(prepare_dataset, "prepare dialogues", lambda fusion, *_, **__: fusion.dialogues("train"))
 
 
 def shard_names(artifact: Artifact) -> list[str]:

@@ -61,6 +61,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, TRANSIENT_ERRORS) or error_code(error) in TRANSIENT_CODES
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Say whether no server answered; it may only be starting again."""
+    return isinstance(error, (EndpointConnectionError, ConnectTimeoutError))
+
+
 @contextmanager
 def s3_errors(action: str, bucket: str, endpoint: str) -> Iterator[None]:
     """Turn what boto3 raises while `action` is going on into a `StoreError` that says what to change."""

@@ -17,6 +17,7 @@ from prefect.states import Completed
 from fusion_core.errors import FusionError
 from tasks.progress_page import progress_page
 from tasks.publication import discard
+from tasks.server_task import on_a_server
 from tasks.settings import Settings
 from tasks.store import BrokenObjectError
 from tasks.workplace import open_workplace
@@ -40,11 +41,14 @@ Parameters = ParamSpec("Parameters")
 LARGEST_NUMBER_OF_REPAIRS = 8
 
 
-def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callable[Parameters, Result]:
+def stage_task(
+    function: Callable[Parameters, Result], run_name: str, address: Callable[Parameters, str]
+) -> Callable[Parameters, Result]:
     """Make a stage function a task that a flow calls like a function; found results end in the state ``Cached``.
 
     The object store's manifests decide what is cached, so Prefect's own cache is off: two truths would disagree as
-    soon as an object is deleted.
+    soon as an object is deleted. On a Prefect server the task shows its progress, materializes the asset at
+    ``address``, and tries again when a server or the network failed.
     """
 
     @functools.wraps(function)
@@ -61,9 +65,12 @@ def stage_task(function: Callable[Parameters, Result], run_name: str) -> Callabl
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        chosen = prefect_task
+        if Settings().prefect_api_url:
+            chosen = on_a_server(prefect_task, address(*args, **kwargs), [*args, *kwargs.values()])
         # Called without it, a task that names its own state would return that state instead of the result. It runs in
         # the flow's own thread, where training can answer to SIGTERM and Ctrl-C.
-        state: Any = prefect_task(*args, return_state=True, **kwargs)
+        state: Any = chosen(*args, return_state=True, **kwargs)
         result: Result = state.result()
         return result
 

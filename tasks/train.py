@@ -69,7 +69,11 @@ def train_on_fused(
     return compute_once(workplace, stage, compute)
 
 
-train = stage_task(train_on_fused, "train {name}")
+train = stage_task(
+    train_on_fused,
+    "train {name}",
+    lambda fusion, name, sources, *_, lm_weight=None, **__: fusion.target(sources, lm_weight=lm_weight),
+)
 
 
 def train_control(

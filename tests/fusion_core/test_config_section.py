@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fusion_core.config import AlignmentConfig, ExtractionConfig, FusionConfig
+from fusion_core.recipes import load_recipe
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_form_that_sends_every_field_means_the_same_as_the_recipe(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert FusionConfig.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_field_given_its_default_counts_as_not_given() -> None:
+    assert AlignmentConfig.model_validate({"positions": "dtw", "gold_consistent": True}).model_fields_set == {
+        "positions"
+    }
+    assert ExtractionConfig.model_validate({"truncation": "top_k", "seed": 0}).model_fields_set == set()
+
+
+def test_a_field_that_was_changed_to_no_effect_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="matters only with"):
+        ExtractionConfig.model_validate({"truncation": "top_k", "seed": 7})
+
+
+def test_true_is_no_number_even_where_the_default_is_one() -> None:
+    with pytest.raises(ValidationError, match="true is no value"):
+        FusionConfig.model_validate(
+            load_recipe(RECIPES[0]).model_dump(mode="json") | {"training": {"temperature": True}}
+        )
