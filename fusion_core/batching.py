@@ -13,7 +13,11 @@ ENOUGH_OF_BUDGET = 0.25
 
 
 def token_batches(
-    lengths: Sequence[int] | np.ndarray, batch_tokens: int, *, window: int = WINDOW_DIALOGUES
+    lengths: Sequence[int] | np.ndarray,
+    batch_tokens: int,
+    *,
+    window: int = WINDOW_DIALOGUES,
+    packed: bool = False,
 ) -> list[np.ndarray]:
     """Group sequences so that each batch, padded to its longest, has at most `batch_tokens` tokens.
 
@@ -25,6 +29,8 @@ def token_batches(
         Longest sequence times number of sequences of a batch, at most; a longer sequence is a batch of its own.
     window : int
         Sequences are sorted by length inside windows of as many, so that a stream need not be held as a whole.
+    packed : bool
+        Sequences of a batch stand one after the other instead: their sum counts, and nothing is padding.
 
     Returns
     -------
@@ -38,7 +44,7 @@ def token_batches(
         order = start + np.argsort(-part, kind="stable")
         order = order[sizes[order] > 0]
         while len(order):
-            count = _batch_size(sizes[order], batch_tokens)
+            count = _packed_size(sizes[order], batch_tokens) if packed else _batch_size(sizes[order], batch_tokens)
             batches.append(order[:count])
             order = order[count:]
     return batches
@@ -51,6 +57,10 @@ def _batch_size(descending: np.ndarray, batch_tokens: int) -> int:
     too_padded = 1 - np.cumsum(fitting) / read > LARGEST_PADDING_SHARE
     too_padded &= read - longest >= batch_tokens * ENOUGH_OF_BUDGET
     return int(too_padded.argmax()) if too_padded.any() else len(fitting)
+
+
+def _packed_size(sizes: np.ndarray, batch_tokens: int) -> int:
+    return max(1, int(np.searchsorted(np.cumsum(sizes), batch_tokens, side="right")))
 
 
 def pad_right(sequences: Sequence[np.ndarray], fill: int) -> np.ndarray:

@@ -4,7 +4,8 @@ Legend: D dialogues, N response positions of all of them, n positions of one bat
 dialogue, H hidden size, V vocabulary, K entries.
 
 The model's body runs over whole batches; only the hidden states at response positions meet the output embedding.
-Padding stands on the right, where a causal model cannot see it from any token that counts, so no mask is needed.
+Padding stands on the right, where a causal model cannot see it from any token that counts, so no mask is needed. Where
+the attention takes sequences of different lengths, a batch is packed into one row and has no padding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from fusion_core.batching import pad_right, token_batches
 from fusion_core.config import ExtractionConfig
 from fusion_core.distributions import TopK
 from fusion_core.errors import ModelError
+from fusion_core.extraction_statistics import Encoded, ExtractionStatistics
 from fusion_core.output_heads import OutputHead, find_output_head
+from fusion_core.packing import keeps_packed_apart, pack, skips_padding
 from fusion_core.progress import Advance, ignore_progress
 from fusion_core.sampled_logits import position_uniforms, sampled_distributions, sampled_of_logits
 from fusion_core.top_k_logits import LogitTransform, top_k_distributions, top_k_of_logits
@@ -37,59 +40,13 @@ logger = logging.getLogger(__name__)
 OWN_LOGITS = 1 << 27
 
 
-class Encoded(Protocol):
-    """What extraction needs of an encoded dialogue."""
-
-    @property
-    def dialogue_id(self) -> str:
-        """Content hash."""
-
-    @property
-    def input_ids(self) -> np.ndarray:
-        """Token ids, int32 [T]."""
-
-    @property
-    def response_positions(self) -> np.ndarray:
-        """Indices whose next token is part of a response, int32 [N]."""
-
-
-@dataclass(frozen=True)
-class ExtractionStatistics:
-    """What one shard's extraction took.
-
-    Parameters
-    ----------
-    positions : int
-        Response positions read.
-    tokens : int
-        Tokens of the dialogues.
-    padding_share : float
-        Share of the tokens in forward passes that was padding.
-    batch_tokens : int
-        The token budget that held; below the recipe's where memory ran out.
-    seconds : float
-    own_logits : bool
-        The model's head was not understood and its own logits were taken.
-    """
-
-    positions: int
-    tokens: int
-    padding_share: float
-    batch_tokens: int
-    seconds: float
-    own_logits: bool
-
-    @property
-    def positions_per_second(self) -> float:
-        """Response positions per second."""
-        return self.positions / self.seconds if self.seconds else 0.0
-
-
 @dataclass
 class _Known:
-    """What was learned of a model and holds for its next shards: its head (None: not understood), and the budget."""
+    """What was learned of a model and holds for its next shards: its head (None: not understood), whether its
+    attention gains by packing, and the budget."""
 
     head: OutputHead | None
+    packs: bool = False
     batch_tokens: int | None = None
 
 
@@ -175,14 +132,16 @@ class _Extraction:
     def _know(self) -> _Known:
         if self.model not in _known and any(self.lengths):
             first = self._dialogue(self.lengths.index(max(self.lengths)))
-            head = find_output_head(self.model, torch.from_numpy(first.input_ids.astype(np.int64)).to(self.device))
+            text = torch.from_numpy(first.input_ids.astype(np.int64)).to(self.device)
+            head = find_output_head(self.model, text)
             if head is None:
                 logger.warning(
                     "Model %r: its output head is not one that is understood; its own logits are taken, in small "
                     "batches, which is slower.",
                     self.model_name,
                 )
-            _known[self.model] = _Known(head)
+            packs = skips_padding(self.model) and keeps_packed_apart(self.model, text)
+            _known[self.model] = _Known(head, packs)
         return _known.get(self.model, _Known(None))
 
     def _dialogue(self, index: int) -> Encoded:
@@ -191,7 +150,7 @@ class _Extraction:
         return dialogue
 
     def read_all(self) -> TopK:
-        waiting = token_batches(self.lengths, self.budget)
+        waiting = self._batches(self.lengths)
         while waiting:
             batch = waiting[0]
             try:
@@ -203,11 +162,14 @@ class _Extraction:
                 left = np.zeros(len(self.lengths), dtype=np.int64)
                 rest = np.concatenate(waiting)
                 left[rest] = np.asarray(self.lengths)[rest]
-                waiting = token_batches(left, self.budget)
+                waiting = self._batches(left)
                 continue
             waiting.pop(0)
             self.progress(self.done, int(self.row_splits[-1]))
         return TopK(self.token_ids, self.log_probs, self.label_log_probs, self.row_splits)
+
+    def _batches(self, lengths: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        return token_batches(lengths, self.budget, packed=self.known.packs)
 
     def _first_budget(self) -> int:
         budgets = [self.config.batch_tokens]
@@ -227,7 +189,8 @@ class _Extraction:
             ) from None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.budget = self.known.batch_tokens = max(len(batch) * longest // 2, longest)
+        read = sum(self.lengths[int(index)] for index in batch) if self.known.packs else len(batch) * longest
+        self.budget = self.known.batch_tokens = max(read // 2, longest)
         logger.warning(
             "Model %r: out of memory, going on with %d tokens in a batch; set `batch_tokens` to that next time.",
             self.model_name,
@@ -238,12 +201,20 @@ class _Extraction:
     def _read_batch(self, batch: np.ndarray) -> None:
         dialogues = [self._dialogue(int(index)) for index in batch]
         ids = [dialogue.input_ids[: self.lengths[int(index)]] for dialogue, index in zip(dialogues, batch, strict=True)]
-        input_ids = torch.from_numpy(pad_right(ids, fill=0)).to(self.device)
+        arguments: dict[str, Any] = {"use_cache": False}
+        if self.known.packs:
+            input_ids, position_ids, starts = pack(ids)
+            arguments["position_ids"] = position_ids.to(self.device)
+        else:
+            input_ids = torch.from_numpy(pad_right(ids, fill=0))
+            starts = np.arange(len(ids)) * input_ids.shape[1]
+        arguments["input_ids"] = input_ids.to(self.device)
         rows = np.repeat(np.arange(len(batch)), [len(dialogue.response_positions) for dialogue in dialogues])
-        columns = np.concatenate([dialogue.response_positions for dialogue in dialogues]).astype(np.int64)
+        at = starts[rows] + np.concatenate([dialogue.response_positions for dialogue in dialogues]).astype(np.int64)
         labels = np.concatenate([d.input_ids[d.response_positions + 1] for d in dialogues]).astype(np.int64)
-        at = (torch.from_numpy(rows).to(self.device), torch.from_numpy(columns).to(self.device))
-        token_ids, log_probs, label_log_probs = self._distributions(input_ids, at, torch.from_numpy(labels), dialogues)
+        token_ids, log_probs, label_log_probs = self._distributions(
+            arguments, torch.from_numpy(at), torch.from_numpy(labels), dialogues
+        )
         places = np.concatenate([np.arange(self.row_splits[i], self.row_splits[i + 1]) for i in batch])
         self.token_ids[places] = token_ids.cpu().numpy()
         self.log_probs[places] = log_probs.cpu().numpy()
@@ -253,30 +224,31 @@ class _Extraction:
         self.tokens_read += input_ids.numel()
 
     def _distributions(
-        self, input_ids: Tensor, at: tuple[Tensor, Tensor], labels: Tensor, dialogues: list[Encoded]
+        self, arguments: dict[str, Any], at: Tensor, labels: Tensor, dialogues: list[Encoded]
     ) -> tuple[Tensor, Tensor, Tensor]:
         head, k = self.known.head, self.config.top_k
-        labels = labels.to(self.device)
+        settings: dict[str, Any] = {"vocabulary_size": self.vocabulary_size}
         uniforms = self._uniforms(dialogues) if self.config.truncation == "sampled" else None
         if head is None:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits[at]
+            logits = self.model(**arguments).logits.flatten(0, 1)
+            logits, labels = logits[at.to(logits.device)], labels.to(logits.device)
             if uniforms is not None:
-                return sampled_of_logits(logits, labels, k, uniforms, vocabulary_size=self.vocabulary_size)
-            return top_k_of_logits(logits, labels, k, vocabulary_size=self.vocabulary_size)
-        hidden = head.body(input_ids=input_ids, use_cache=False).last_hidden_state[at]
-        settings: dict[str, Any] = {
-            "bias": head.bias,
-            "transform": head.transform,
-            "vocabulary_size": self.vocabulary_size,
-        }
-        if uniforms is not None:
-            return sampled_distributions(hidden, head.weight, labels, k, uniforms, **settings)
-        return top_k_distributions(hidden, head.weight, labels, k, **settings)
+                return sampled_of_logits(logits, labels, k, uniforms.to(logits.device), **settings)
+            return top_k_of_logits(logits, labels, k, **settings)
+        hidden = head.body(**arguments).last_hidden_state.flatten(0, 1)
+        hidden = hidden[at.to(hidden.device)]
+        # Of a model that is spread, the last layer and the output embedding may lie on two devices.
+        with head.loaded() as (weight, bias):
+            hidden, labels = hidden.to(weight.device), labels.to(weight.device)
+            settings |= {"bias": bias, "transform": head.transform}
+            if uniforms is not None:
+                return sampled_distributions(hidden, weight, labels, k, uniforms.to(weight.device), **settings)
+            return top_k_distributions(hidden, weight, labels, k, **settings)
 
     def _uniforms(self, dialogues: list[Encoded]) -> Tensor:
         seed = self.config.seed
         numbers = [position_uniforms(seed, d.dialogue_id, len(d.response_positions)) for d in dialogues]
-        return torch.from_numpy(np.concatenate(numbers)).to(self.device)
+        return torch.from_numpy(np.concatenate(numbers))
 
     def _refuse_not_finite(self, places: np.ndarray, rows: np.ndarray, dialogues: list[Encoded]) -> None:
         finite = np.isfinite(self.label_log_probs[places]) & np.isfinite(self.log_probs[places, 0])

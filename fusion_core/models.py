@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
+import tempfile
+import weakref
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from fusion_core.config import ModelConfig
 from fusion_core.devices import compute_dtype, default_device
 from fusion_core.errors import MergeError, ModelError, TokenizerError, first_line
 from fusion_core.merging.checkpoint import Checkpoint
+from fusion_core.model_digests import digest_of_files, file_names
+from fusion_core.quantization import quantization_config
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,7 +36,6 @@ TOKENIZER_FILES = (
 )
 # What a tokenizer is made from where there is no tokenizer.json.
 TOKENIZER_SOURCES = ("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
-HASH_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class ResolvedModel:
     chat_template: str | None = None
     dtype: str = "auto"
     trust_remote_code: bool = False
+    quantization: str = "none"
 
 
 def resolve_model(model: ModelConfig) -> ResolvedModel:
@@ -76,18 +85,26 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
     template = _read_template(model)
     tokenizer_files: tuple[str, ...] = TOKENIZER_FILES
     if not (folder / "tokenizer.json").is_file():
-        tokenizer_files += _names(folder, TOKENIZER_SOURCES)
-    tokenizer_digest = _digest_of_files(folder, tokenizer_files, extra=template or "")
+        tokenizer_files += file_names(folder, TOKENIZER_SOURCES)
+    tokenizer_digest = digest_of_files(folder, tokenizer_files, extra=template or "")
     # 'auto' means another precision on another machine, and precision decides what the model answers.
     dtype = str(compute_dtype(model.dtype, default_device())).removeprefix("torch.")
-    deciding = ("config.json", *_names(folder, ("*.safetensors",)))
+    deciding = ("config.json", *file_names(folder, ("*.safetensors",)))
     extra = f"{tokenizer_digest} {revision or ''}"
     if model.trust_remote_code:
-        deciding += _names(folder, ("*.py",))
+        deciding += file_names(folder, ("*.py",))
         extra += " with its own code"
-    digest = _digest_of_files(folder, deciding, extra)
+    digest = digest_of_files(folder, deciding, extra)
     return ResolvedModel(
-        model.name, folder, digest, tokenizer_digest, revision, template, dtype, model.trust_remote_code
+        model.name,
+        folder,
+        digest,
+        tokenizer_digest,
+        revision,
+        template,
+        dtype,
+        model.trust_remote_code,
+        model.quantization,
     )
 
 
@@ -104,6 +121,23 @@ def check_checkpoint(model: ResolvedModel) -> None:
         Checkpoint.open(model.folder)
     except MergeError as error:
         raise ModelError(f"Model {model.name!r}: {error}") from error
+
+
+def check_tokenizer_fits(model: ResolvedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make sure that every token has a row in the model's embedding.
+
+    Raises
+    ------
+    TokenizerError
+        If it has not: the tokenizer belongs to another model, or tokens were added after the weights were saved.
+    """
+    rows = getattr(read_model_config(model).get_text_config(), "vocab_size", None)
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if rows is not None and last >= rows:
+        raise TokenizerError(
+            f"Model {model.name!r}: token {token!r} of its tokenizer has the id {last} where its embedding has {rows} "
+            f"rows; put the model's own tokenizer into {model.folder}, or remove the added tokens."
+        )
 
 
 def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
@@ -138,7 +172,13 @@ def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_model(
+    model: ResolvedModel,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    device_map: str | dict[str, Any] | None = None,
+) -> PreTrainedModel:
     """Load the weights for reading, in evaluation mode.
 
     Parameters
@@ -147,28 +187,51 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
     device : torch.device
     dtype : torch.dtype, optional
         Overrides the recipe's ``dtype``; training asks for float32.
+    device_map : str or dict, optional
+        Spreads the model over devices, main memory and disk as accelerate does, instead of ``device``.
 
     Raises
     ------
     ModelError
-        If the architecture is unknown, weights are missing, or memory runs out.
+        If the architecture is unknown, the safetensors hold other tensors than the config asks for, or memory runs out.
     """
     # Its bars for files of a checkpoint would stand between Fuseline's own for stages.
     disable_progress_bar()
+    dtype = dtype or compute_dtype(model.dtype, device)
+    settings: dict[str, Any] = {}
+    if model.quantization != "none":
+        settings["quantization_config"] = quantization_config(model.quantization, dtype)
+        # What is quantised as it is loaded cannot be moved any more.
+        device_map = device_map or {"": device}
+    spare_folder = None
+    if device_map is not None:
+        spare_folder = tempfile.mkdtemp(prefix="fuseline-spread-")
+        settings |= {"device_map": device_map, "offload_folder": spare_folder}
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
             model.folder,
-            dtype=dtype or compute_dtype(model.dtype, device),
+            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=model.trust_remote_code,
             # Tensors of another shape are named below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **settings,
         )
     except Exception as error:
+        if spare_folder is not None:
+            shutil.rmtree(spare_folder, ignore_errors=True)
         raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {first_line(error)}") from error
     loaded, report = loading
+    if spare_folder is not None:
+        weakref.finalize(loaded, shutil.rmtree, spare_folder, ignore_errors=True)
+    _check_loaded(model, report)
+    return loaded.eval() if device_map is not None else loaded.to(device).eval()
+
+
+def _check_loaded(model: ResolvedModel, report: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose tensors are not those that its config asks for."""
     if report["mismatched_keys"]:
         name, stored, expected = sorted(report["mismatched_keys"])[0]
         raise ModelError(
@@ -181,7 +244,13 @@ def load_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype | 
             f"Model {model.name!r}: {len(missing)} tensors such as {missing[0]!r} are not in the safetensors of "
             f"{model.folder}; the checkpoint is incomplete or of another architecture."
         )
-    return loaded.to(device).eval()
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        raise ModelError(
+            f"Model {model.name!r}: {len(unused)} tensors such as {unused[0]!r} in the safetensors of {model.folder} "
+            "have no place in the model that its config.json describes; correct its sizes (such as the number of "
+            "layers), or fetch the checkpoint again."
+        )
 
 
 def read_model_config(model: ResolvedModel) -> Any:
@@ -251,27 +320,3 @@ def _read_template(model: ModelConfig) -> str | None:
         raise TokenizerError(
             f"Model {model.name!r}: its `chat_template` {model.chat_template} cannot be read ({error})."
         ) from error
-
-
-def _names(folder: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(path.name for pattern in patterns for path in folder.glob(pattern)))
-
-
-def _digest_of_files(folder: Path, names: tuple[str, ...], extra: str) -> str:
-    digest = hashlib.sha256(extra.encode())
-    for name in names:
-        path = folder / name
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"{name} {_file_digest(path, status.st_size, status.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _file_digest(path: Path, size: int, modified_ns: int) -> str:
-    # Size and time are in the cache's key so that a file changed within a process is read again.
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

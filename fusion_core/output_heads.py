@@ -10,10 +10,13 @@ positions and must equal the model's own logits.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from fusion_core.top_k_logits import LogitTransform
@@ -32,15 +35,25 @@ class OutputHead:
     ----------
     body : Module
         Called with ``input_ids``, gives ``last_hidden_state``.
-    weight : Tensor [V, H]
-    bias : Tensor [V] or None
+    embedding : Module
+        Its ``weight`` [V, H], and where there is one its ``bias`` [V], make the logits.
     transform : LogitTransform
     """
 
     body: nn.Module
-    weight: Tensor
-    bias: Tensor | None
+    embedding: nn.Module
     transform: LogitTransform
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows V of the output embedding."""
+        return len(self.embedding.get_parameter("weight"))
+
+    @contextmanager
+    def loaded(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield weight and bias, brought to where they multiply if they are kept in main memory or on disk."""
+        with align_module_device(self.embedding):
+            yield _weight_and_bias(self.embedding)
 
 
 @torch.inference_mode()
@@ -57,7 +70,6 @@ def find_output_head(model: Any, input_ids: Tensor) -> OutputHead | None:
     weight = getattr(embedding, "weight", None)
     if not isinstance(embedding, nn.Module) or weight is None or weight.ndim != 2 or not weight.is_floating_point():
         return None
-    bias = getattr(embedding, "bias", None)
     probe = input_ids[:PROBE_TOKENS].unsqueeze(0)
     own = model(input_ids=probe, use_cache=False).logits[0].float()
     for body in _bodies(model):
@@ -65,11 +77,19 @@ def find_output_head(model: Any, input_ids: Tensor) -> OutputHead | None:
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None or hidden.shape[-1] != weight.shape[1] or own.shape[-1] != weight.shape[0]:
             continue
-        product = nn.functional.linear(hidden[0].float(), weight.float(), None if bias is None else bias.float())
+        with align_module_device(embedding):
+            matrix, bias = _weight_and_bias(embedding)
+            states = hidden[0].to(matrix.device).float()
+            product = nn.functional.linear(states, matrix.float(), None if bias is None else bias.float())
         for transform in _transforms(model.config):
-            if _agree(transform(product), own, weight.dtype):
-                return OutputHead(body, weight.detach(), None if bias is None else bias.detach(), transform)
+            if _agree(transform(product).to(own.device), own, weight.dtype):
+                return OutputHead(body, embedding, transform)
     return None
+
+
+def _weight_and_bias(embedding: nn.Module) -> tuple[Tensor, Tensor | None]:
+    bias = getattr(embedding, "bias", None)
+    return embedding.get_parameter("weight").detach(), None if bias is None else bias.detach()
 
 
 def _bodies(model: Any) -> list[nn.Module]:

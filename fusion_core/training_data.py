@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_core.batching import pad_right
 from fusion_core.errors import ShardError, TrainingError
+from fusion_core.packing import pack
 from fusion_core.shards import Shard, read_shard
 from fusion_core.training_plan import SHARDS_IN_WINDOW, BatchPlan
 
@@ -141,21 +143,16 @@ class FusedShards:
     def micro_batch(self, rows: Sequence[int], pad_token_id: int, *, packed: bool = False) -> MicroBatch:
         """Return the tensors of the dialogues in these rows of the index."""
         parts = [self._read(row) for row in rows]
-        lengths = [len(part.input_ids) for part in parts]
         position_ids = None
         if packed:
-            input_ids = np.concatenate([part.input_ids for part in parts]).astype(np.int64)[None]
-            position_ids = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None])
-            starts = np.cumsum([0, *lengths[:-1]])
+            input_ids, position_ids, starts = pack([part.input_ids for part in parts])
         else:
-            input_ids = np.full((len(parts), max(lengths)), pad_token_id, np.int64)
-            for place, part in enumerate(parts):
-                input_ids[place, : lengths[place]] = part.input_ids
-            starts = np.arange(len(parts)) * max(lengths)
+            input_ids = torch.from_numpy(pad_right([part.input_ids for part in parts], fill=pad_token_id))
+            starts = np.arange(len(parts)) * input_ids.shape[1]
         widest = max(part.token_ids.shape[1] for part in parts)
         flat = [start + part.positions.astype(np.int64) for start, part in zip(starts, parts, strict=True)]
         return MicroBatch(
-            torch.from_numpy(input_ids),
+            input_ids,
             position_ids,
             torch.from_numpy(np.concatenate(flat)),
             torch.from_numpy(np.concatenate([part.input_ids[part.positions + 1] for part in parts]).astype(np.int64)),

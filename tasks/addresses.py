@@ -17,7 +17,7 @@ from fusion_core.training_loop import SPEED_SETTINGS
 ALGORITHM_VERSIONS = {"extraction": 1, "fusion": 1, "training": 1, "merge": 1, "scores": 1}
 
 # Settings that change speed or memory but not what is computed stay out of the addresses.
-EXTRACTION_SPEED_SETTINGS = {"batch_tokens"}
+EXTRACTION_SPEED_SETTINGS = {"batch_tokens", "placement", "processes"}
 ADDRESS_DIGITS = 32
 
 # How tables call the fused model and the plain fine-tuning control.
@@ -81,6 +81,7 @@ class ResolvedFusion:
             _without(extraction, EXTRACTION_SPEED_SETTINGS | {"template"}),
             self.config.dialogues.max_length_tokens,
             model.dtype,
+            model.quantization,
             self.template_of(model),
         )
         return f"distributions/{model.digest[:ADDRESS_DIGITS]}/{self.dataset_digest[:ADDRESS_DIGITS]}/{spec}"
@@ -119,7 +120,7 @@ class ResolvedFusion:
     def scores(self, model: ResolvedModel | str) -> str:
         """Address of the held-out scores of one of the recipe's models, or of a checkpoint given by its address."""
         if isinstance(model, ResolvedModel):
-            identity = digest_of(model.digest, model.dtype, self.template_of(model))
+            identity = digest_of(model.digest, model.dtype, model.quantization, self.template_of(model))
         else:
             identity = digest_of(model, self.pivot.dtype)
         spec = digest_of(ALGORITHM_VERSIONS["scores"], self.config.dialogues.max_length_tokens)

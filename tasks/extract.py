@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusion_core.devices import compute_dtype, default_device
-from fusion_core.dialogues import load_dialogues
-from fusion_core.encoding import Encoder
-from fusion_core.extraction import extract_shard
-from fusion_core.models import ResolvedModel, load_model, load_tokenizer
+from fusion_core.extraction_processes import extract_files
+from fusion_core.extraction_statistics import ExtractionStatistics
+from fusion_core.models import ResolvedModel
+from fusion_core.placement import place
 from fusion_core.progress import show_progress
-from fusion_core.shards import Shard, ShardMetadata, read_shard, write_shard
+from fusion_core.shard_extraction import ExtractionJob
+from fusion_core.shards import Shard, read_shard
 from tasks.addresses import ResolvedFusion
 from tasks.prepare import shard_names
 from tasks.publication import Artifact, Publication, fetch_file
@@ -39,61 +41,43 @@ def extract_distributions(
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
         device = default_device()
-        tokenizer = load_tokenizer(model)
-        encoder = Encoder(tokenizer, config.dialogues.max_length_tokens, model.name)
-
-        @cache
-        def weights() -> Any:
-            # Only loaded once a shard is missing: a resumed stage may have none.
-            return load_model(model, device)
-
-        totals = ShardTotals()
-        names = shard_names(dialogues)
-        for number, name in enumerate(names):
-            shard_name = name.replace("dialogues-", "shard-")
-            done = publication.finished(shard_name)
-            if done is not None:
-                totals.add(read_shard(fetch_file(workplace.store, workplace.cache, stage.address, done)))
-                continue
-            source = workplace.folder(dialogues.address) / name
-            batch = load_dialogues(source)
-            encoded = encoder.encode_all(batch)
-            title = f"extract {model.name} shard {number + 1}/{len(names)}"
-            with show_progress(title, "positions") as progress:
-                top_k, statistics = extract_shard(
-                    weights(),
-                    tokenizer,
-                    [None if isinstance(item, Exception) else item for item in encoded],
-                    config.extraction,
-                    model_name=model.name,
-                    device=device,
-                    progress=progress,
-                )
-            shard = Shard(
-                top_k=top_k,
-                dialogue_ids=[dialogue.id for dialogue in batch],
-                domains=[dialogue.domain for dialogue in batch],
-                response_bytes=np.array(
-                    [0 if isinstance(item, Exception) else item.response_bytes for item in encoded], np.int64
-                ),
-                metadata=ShardMetadata(
-                    model_digest=model.digest,
-                    dataset_digest=fusion.dataset_digest,
-                    top_k=config.extraction.top_k,
-                    truncation=config.extraction.truncation,
-                ),
-            )
-            write_shard(folder / shard_name, shard)
-            publication.add(shard_name, folder / shard_name)
-            (folder / shard_name).unlink()
-            totals.add(shard)
-            totals.batch_tokens = statistics.batch_tokens
-            totals.padding_share = statistics.padding_share
-        metadata = totals.as_metadata() | {
+        names = [name.replace("dialogues-", "shard-") for name in shard_names(dialogues)]
+        counts: dict[str, ShardCounts] = {}
+        missing: dict[Path, Path] = {}
+        for name, source in zip(names, shard_names(dialogues), strict=True):
+            done = publication.finished(name)
+            if done is None:
+                missing[folder / name] = workplace.folder(dialogues.address) / source
+            else:
+                path = fetch_file(workplace.store, workplace.cache, stage.address, done)
+                counts[name] = ShardCounts.of(read_shard(path))
+        job = ExtractionJob(
+            model,
+            fusion.dataset_digest,
+            config.dialogues.max_length_tokens,
+            config.extraction,
+            place(model, config.extraction, device, len(missing)),
+        )
+        work = Work()
+        with (
+            show_progress(f"extract {model.name}", "positions") as progress,
+            closing(extract_files(job, missing, device, progress)) as written,
+        ):
+            for path, statistics in written:
+                publication.add(path.name, path)
+                counts[path.name] = ShardCounts.of(read_shard(path))
+                path.unlink()
+                work.add(statistics)
+        # Summed in order, so that equal shards have equal sums in whatever order they were read.
+        metadata: dict[str, Any] = as_metadata([counts[name] for name in names]) | {
             "model": model.name,
-            "shards": [name.replace("dialogues-", "shard-") for name in names],
+            "shards": names,
+            "batch_tokens": work.batch_tokens,
+            "padding_share": work.padding_share,
             "dtype": str(compute_dtype(model.dtype, device)).removeprefix("torch."),
             "device": device.type,
+            "placement": job.placement.kind,
+            "processes": job.placement.processes,
         }
         workplace.tracking(config.registry.experiment).log(
             run, metrics={key: value for key, value in metadata.items() if isinstance(value, (int, float))}
@@ -103,33 +87,58 @@ def extract_distributions(
     return compute_once(workplace, stage, compute)
 
 
-extract = stage_task(extract_distributions, "extract {model.name}")
+extract = stage_task(
+    extract_distributions, "extract {model.name}", lambda fusion, model, *_, **__: fusion.distributions(model)
+)
 
 
-class ShardTotals:
-    """Counts over all shards of a stage, found ones and computed ones alike."""
+@dataclass(frozen=True)
+class ShardCounts:
+    """What one shard holds."""
+
+    positions: int
+    dialogues: int
+    refused: int
+    response_bytes: int
+    nats: float
+
+    @classmethod
+    def of(cls, shard: Shard) -> ShardCounts:
+        """Count one shard as it is on disk."""
+        return cls(
+            positions=shard.top_k.positions,
+            dialogues=shard.top_k.dialogues,
+            refused=int((np.diff(shard.top_k.row_splits) == 0).sum()),
+            response_bytes=int(shard.response_bytes.sum()),
+            nats=float(-shard.top_k.label_log_probs.sum(dtype=np.float64)),
+        )
+
+
+def as_metadata(counts: list[ShardCounts]) -> dict[str, Any]:
+    """Add up the counts of all shards, found ones and computed ones alike; nats per byte."""
+    response_bytes = sum(one.response_bytes for one in counts)
+    return {
+        "positions": sum(one.positions for one in counts),
+        "dialogues": sum(one.dialogues for one in counts),
+        "refused": sum(one.refused for one in counts),
+        "nats_per_byte": sum(one.nats for one in counts) / max(response_bytes, 1),
+    }
+
+
+class Work:
+    """What computing the missing shards took: the token budget that held, and what of the tokens was padding."""
 
     def __init__(self) -> None:
-        self.positions = self.dialogues = self.refused = self.response_bytes = 0
-        self.nats = 0.0
         self.batch_tokens: int | None = None
-        self.padding_share: float | None = None
+        self._tokens = self._read = 0.0
 
-    def add(self, shard: Shard) -> None:
+    def add(self, statistics: ExtractionStatistics) -> None:
         """Count one more shard."""
-        self.positions += shard.top_k.positions
-        self.dialogues += shard.top_k.dialogues
-        self.refused += int((np.diff(shard.top_k.row_splits) == 0).sum())
-        self.response_bytes += int(shard.response_bytes.sum())
-        self.nats += float(-shard.top_k.label_log_probs.sum(dtype=np.float64))
+        self.batch_tokens = min(self.batch_tokens or statistics.batch_tokens, statistics.batch_tokens)
+        self._tokens += statistics.tokens
+        self._read += statistics.tokens / (1.0 - statistics.padding_share)
 
-    def as_metadata(self) -> dict[str, Any]:
-        """Return the counts, the nats per byte, and the token budget that held where something was computed."""
-        return {
-            "batch_tokens": self.batch_tokens,
-            "padding_share": self.padding_share,
-            "positions": self.positions,
-            "dialogues": self.dialogues,
-            "refused": self.refused,
-            "nats_per_byte": self.nats / max(self.response_bytes, 1),
-        }
+    @property
+    def padding_share(self) -> float | None:
+        """Share of the tokens in forward passes that was padding; None where nothing was computed."""
+        return 1.0 - self._tokens / self._read if self._read else None

@@ -8,7 +8,7 @@ from fusion_core.chat_templates import ChatTemplate
 from fusion_core.config import FusionConfig
 from fusion_core.dialogues import dataset_digest, resolve_file
 from fusion_core.errors import ConfigError
-from fusion_core.models import check_checkpoint, load_tokenizer, resolve_model
+from fusion_core.models import check_checkpoint, check_tokenizer_fits, load_tokenizer, resolve_model
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 
 
@@ -39,7 +39,9 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
         sources = tuple(replace(source, chat_template=pivot_template) for source in sources)
     for model in (pivot, *sources):
         check_checkpoint(model)
-        ChatTemplate(load_tokenizer(model), model.name)
+        tokenizer = load_tokenizer(model)
+        check_tokenizer_fits(model, tokenizer)
+        ChatTemplate(tokenizer, model.name)
     fusion = ResolvedFusion(config, pivot, sources, files, dataset_digest(files, config.dialogues), pivot_template)
     _refuse_names_of_results(fusion)
     return fusion

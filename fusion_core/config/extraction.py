@@ -33,11 +33,32 @@ class ExtractionConfig(Section):
         "native",
         description="native: each source reads its own chat template. pivot: all read the pivot's (the paper).",
     )
+    placement: Literal["auto", "one_device", "spread", "replicas"] = Field(
+        "auto",
+        description="Where a model that is read lies. one_device: on the first GPU, else the processor. spread: over "
+        "all GPUs, then main memory, then disk. replicas: a process a GPU, each taking shards of its own. auto: "
+        "replicas of what fits one of several GPUs, spread what fits none. Same result up to rounding.",
+    )
+    processes: PositiveInt | None = Field(
+        None,
+        description="Processes with `placement: replicas`, at most one per GPU, any number without GPUs; default: one "
+        "per GPU.",
+    )
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="What runs the models that are extracted. vllm needs the extra of that name and a GPU; it takes "
+        "`truncation: top_k` and unquantised models only, makes log-probabilities at prompt positions too, and rounds "
+        "otherwise than transformers.",
+    )
 
     @model_validator(mode="after")
-    def _no_idle_seed(self) -> ExtractionConfig:
+    def _no_idle_settings(self) -> ExtractionConfig:
         if self.truncation == "top_k" and self.seed:
             raise ValueError("`seed` matters only with `truncation: sampled`; remove it")
+        if self.processes is not None and self.placement != "replicas":
+            raise ValueError("`processes` matters only with `placement: replicas`; set that, or remove it")
+        if self.backend == "vllm" and self.truncation == "sampled":
+            raise ValueError("`backend: vllm` gives the most probable tokens alone; set `truncation: top_k`")
         return self
 
     def bytes_per_position(self, vocabulary_size: int) -> float:

@@ -27,6 +27,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the weights when the model is only read; auto: bf16 where it is fast."
     )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none",
+        description="Load the weights of a source rounded to 8 or 4 bits, where it fits no GPU otherwise; its "
+        "distributions change a little. Needs the extra bitsandbytes and a GPU.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run Python code that the model's repository carries. Only for makers you trust."
     )

@@ -52,7 +52,7 @@ def test_finds_what_the_model_does_to_its_logits(family):
     model = small_model(family)
     head = find_output_head(model, torch.arange(3, 60))
     assert head is not None and head.transform == FAMILIES[family][1]
-    assert (head.bias is not None) == (family == "Phi")
+    assert (head.embedding.bias is not None) == (family == "Phi")
 
 
 def test_one_field_name_means_factor_and_divisor():

@@ -24,6 +24,7 @@ def test_of_several_templates_the_pivots_default_one_is_read_by_all(
         resolve, "resolve_model", lambda model: ResolvedModel(model.name, tmp_path, model.name, model.name)
     )
     monkeypatch.setattr(resolve, "check_checkpoint", lambda model: None)
+    monkeypatch.setattr(resolve, "check_tokenizer_fits", lambda model, tokenizer: None)
     monkeypatch.setattr(resolve, "load_tokenizer", load_tokenizer)
     (tmp_path / "data.jsonl").write_text("{}\n", encoding="utf-8")
     config = FusionConfig.model_validate(
