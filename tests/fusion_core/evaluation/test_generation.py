@@ -76,7 +76,7 @@ def test_draws_follow_the_softmax_at_the_temperature() -> None:
 
 
 def test_a_turn_the_model_ends_itself_is_finished_and_its_text_stops_before_the_mark(parts) -> None:
-    model, tokenizer = parts
+    _, tokenizer = parts
     stop = tokenizer.convert_tokens_to_ids(".")
     ending = AutoModelForCausalLM.from_pretrained(STORIES).eval()
     ending.generation_config.eos_token_id = stop
