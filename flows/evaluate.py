@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from prefect import flow
 
-from fusion_core.config import FusionConfig
 from fusion_core.evaluation.score_table import ScoreTable
+from tasks.recipe_names import RecipeName, load_named_recipe
 from tasks.resolve import resolve_fusion
 from tasks.stage_task import log_errors_plainly
 from tasks.stored_fusion import StoredFusion
 from tasks.workplace import open_workplace
 
 
-@flow(name="evaluate", flow_run_name="evaluate {config.name}")
-def evaluate(config: FusionConfig) -> ScoreTable:
-    """Score a recipe's models and every checkpoint the store holds of it, on the held-out dialogues."""
+@flow(name="evaluate", flow_run_name="evaluate {recipe}")
+def evaluate(recipe: RecipeName = "demo") -> ScoreTable:
+    """Score a recipe's models and every checkpoint the store holds of it, on the held-out dialogues.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe in the folder FUSELINE_RECIPES, or path of its file.
+    """
     log_errors_plainly()
-    return StoredFusion(resolve_fusion(config), open_workplace()).evaluate()
+    return StoredFusion(resolve_fusion(load_named_recipe(recipe)), open_workplace()).evaluate()

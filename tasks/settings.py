@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     cache_size: ByteSize = Field(
         ByteSize(100 * 2**30), description="Most bytes the local cache may hold, such as 200GiB; default 100 GiB."
     )
+    recipes: Path = Field(
+        Path(__file__).resolve().parents[1] / "deployments" / "recipes",
+        description="Folder of the recipes that can be picked by name in Prefect's pages; default: those of the clone.",
+    )
     device_limit: str = Field(
         "",
         description="A global concurrency limit of Prefect; extracting, training and scoring take a slot of it. Needs "
@@ -107,6 +111,8 @@ class Settings(BaseSettings):
         values["home"] = home
         store = str(values.get("store") or home / "store")
         values["store"] = store if ":" in store else str(Path(store).expanduser().absolute())
+        if values.get("recipes"):
+            values["recipes"] = Path(values["recipes"]).expanduser().absolute()
         values["cache_dir"] = Path(values.get("cache_dir") or home / "cache").expanduser().absolute()
         return values
 

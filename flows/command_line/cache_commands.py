@@ -65,15 +65,12 @@ def collect(
     """Show, and with --yes delete, what no registered model and no given recipe needs."""
     from tasks.cache_collection import collect_garbage
     from tasks.cache_roots import addresses_in_use
+    from tasks.clean_cache import garbage_rows
 
     garbage = collect_garbage(_store(), addresses_in_use(recipe or []), delete=yes)
     table = _table("what", "bytes", "address")
-    for stored in garbage.unneeded:
-        table.add_row(f"{stored.stage} no longer needed", f"{stored.artifact.bytes:,}", stored.artifact.address)
-    for part in garbage.unfinished:
-        table.add_row("unfinished for a day", f"{part.bytes:,}", part.address)
-    for info in (*garbage.strays, *garbage.leftovers):
-        table.add_row("left over", f"{info.size:,}", info.key)
+    for row in garbage_rows(garbage):
+        table.add_row(str(row["what"]), f"{row['bytes']:,}", str(row["address"]))
     _print(table)
     verb = "deleted" if yes else "would be deleted; add --yes to do it"
     print(f"{table.row_count} of them {verb}; {len(garbage.kept)} publications are needed and stay.")

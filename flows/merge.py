@@ -1,0 +1,26 @@
+"""A fusion's targets merged in another way."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.fusechat import fusechat
+from fusion_core.merge_spec import MergeSpec
+from tasks.recipe_names import RecipeName, load_named_recipe
+from tasks.register import FusionResult
+from tasks.stage_task import log_errors_plainly
+
+
+@flow(name="merge", flow_run_name="merge {recipe}")
+def merge(recipe: RecipeName = "demo", merge: MergeSpec = MergeSpec()) -> FusionResult:  # noqa: B008
+    """Merge the targets of a recipe again with other settings; only merge and scores are computed.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe in the folder FUSELINE_RECIPES, or path of its file.
+    merge
+        The method and its settings, in place of the recipe's.
+    """
+    log_errors_plainly()
+    return fusechat(load_named_recipe(recipe).model_copy(update={"merge": merge}))
