@@ -8,7 +8,8 @@ from typing import Any
 from fusion_core.devices import default_device
 from fusion_core.evaluation.held_out import score_held_out
 from fusion_core.evaluation.score_table import HeldOutScores
-from fusion_core.models import ResolvedModel, load_model, load_tokenizer
+from fusion_core.models import ResolvedModel, load_tokenizer
+from fusion_core.placement import load_for_reading, place
 from fusion_core.progress import show_progress
 from tasks.addresses import ResolvedFusion
 from tasks.prepare import read_split
@@ -41,9 +42,9 @@ def score_model(
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
         resolved = model if isinstance(model, ResolvedModel) else as_model(workplace, fusion, model, name)
         device = default_device()
-        with show_progress(f"evaluate {name}", "dialogues") as progress:
+        with show_progress(f"evaluate {name}", "positions") as progress:
             scores = score_held_out(
-                load_model(resolved, device),
+                load_for_reading(resolved, device, place(resolved, config.extraction, device, 1)),
                 load_tokenizer(resolved),
                 read_split(workplace, held_out),
                 max_length_tokens=config.dialogues.max_length_tokens,

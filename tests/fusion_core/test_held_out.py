@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from fusion_core.dialogues import Dialogue, Turn
 from fusion_core.encoding import Encoder
-from fusion_core.errors import EvaluationError
+from fusion_core.errors import EvaluationError, ModelError
 from fusion_core.evaluation.held_out import score_held_out
 from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores, compare
 
@@ -215,7 +215,7 @@ def test_nan_names_model_and_dialogue(chat_tokenizer):
     model = tiny_llama(len(tokenizer))
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(EvaluationError, match=r"'tiny'.*dialogue d\d"):
+    with pytest.raises(ModelError, match=r"'tiny'.*dialogue d\d"):
         score(model, tokenizer)
 
 
