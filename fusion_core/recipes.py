@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from fusion_core.config import FusionConfig
 from fusion_core.errors import ConfigError, first_line
 
-PATH_FIELDS = ("path", "chat_template")
+PATH_FIELDS = ("path", "chat_template", "few_shot_path", "include_path")
 # YAML's aliases let a few lines stand for billions of settings, or for one that contains itself.
 LARGEST_NUMBER_OF_SETTINGS = 100_000
 STRUCTURES = {"model_type": "a mapping of settings", "tuple_type": "a list"}

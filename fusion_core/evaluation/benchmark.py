@@ -90,6 +90,8 @@ class BenchmarkResult(Record):
         Answers that were cut off.
     protections : dict
         What held generated code back, where any was run.
+    data_digest : str
+        Of the questions, where they come from a file.
     """
 
     benchmark: str
@@ -101,6 +103,7 @@ class BenchmarkResult(Record):
     items: tuple[BenchmarkItem, ...]
     unfinished: int = 0
     protections: dict[str, str] = Field(default_factory=dict)
+    data_digest: str = ""
 
     @model_validator(mode="after")
     def _score_per_metric(self) -> BenchmarkResult:
