@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from fusion_core.dialogues import Dialogue, PreparationReport, load_dialogues, prepare_dialogues
 from tasks.addresses import ResolvedFusion
 from tasks.publication import Artifact, Publication
+from tasks.run_inputs import log_datasets
 from tasks.stage_task import stage_task
 from tasks.workplace import Stage, Workplace, compute_once, open_workplace
 
@@ -63,7 +64,9 @@ def prepare_dataset(fusion: ResolvedFusion, fusion_run: str | None = None) -> Pr
         return metadata
 
     held_out = compute_once(workplace, stage("held_out"), compute_held_out)
-    return PreparedDialogues(train=compute_once(workplace, stage("train"), compute_train), held_out=held_out)
+    train = compute_once(workplace, stage("train"), compute_train)
+    log_datasets(workplace.tracking(fusion.config.registry.experiment), fusion_run, workplace.store, [train, held_out])
+    return PreparedDialogues(train=train, held_out=held_out)
 
 
 prepare = stage_task(prepare_dataset, "prepare dialogues", lambda fusion, *_, **__: fusion.dialogues("train"))

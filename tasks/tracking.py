@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,18 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fusion_core.errors import FusionError, TrackingError, first_line
+from fusion_core.errors import FusionError, TrackingError, TrainingInterruptedError, first_line
 from tasks.settings import Settings
+from tasks.system_metrics import system_metrics
 
 METRICS_IN_ONE_CALL = 900
 PARAMETERS_IN_ONE_CALL = 90
 LONGEST_VALUE = 6000
 LONGEST_NAME = 250
+
+# How often a run was begun, and what stopped it.
+ATTEMPT = "fuseline.attempt"
+ERROR = "fuseline.error"
 
 
 @dataclass(frozen=True)
@@ -58,26 +64,64 @@ class Tracking:
 
     def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Open a run and return its id."""
-        all_tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {}), "mlflow.source.type": "LOCAL"}
+        all_tags = {
+            **tags,
+            **({"mlflow.parentRunId": parent} if parent else {}),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": "fuseline",
+            "mlflow.user": _user(),
+        }
         with plain_errors(self.settings):
             return str(self.client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id)
+
+    def continue_run(self, run_id: str) -> None:
+        """Open a run again that ended early, or that a killed process left open, and count the attempt."""
+        with plain_errors(self.settings):
+            tags = self.client.get_run(run_id).data.tags
+            self.client.update_run(run_id, status="RUNNING")
+            self.client.set_tag(run_id, ATTEMPT, str(int(tags.get(ATTEMPT, "1")) + 1))
+            if ERROR in tags:
+                self.client.delete_tag(run_id, ERROR)
 
     def end_run(self, run_id: str, status: str) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         with plain_errors(self.settings):
             self.client.set_terminated(run_id, status=status)
 
+    def fail_run(self, run_id: str, error: BaseException) -> None:
+        """Close a run that an error stopped: KILLED where somebody asked for it, else FAILED, with the reason."""
+        asked = not isinstance(error, Exception) or isinstance(error, TrainingInterruptedError)
+        self.log(run_id, tags={ERROR: first_line(error)})
+        self.end_run(run_id, "KILLED" if asked else "FAILED")
+
     @contextmanager
     def stage_run(self, fusion_run: str | None, name: str, stage: str, address: str) -> Iterator[str | None]:
-        """Open a child run around a stage; it ends FAILED when the stage raises. Without a parent nothing is logged."""
+        """Open a child run around a stage; it ends FAILED when the stage raises. Without a parent nothing is logged.
+
+        A stage that an earlier attempt of the same fusion left unfinished goes on in the run it had.
+        """
         if fusion_run is None:
             yield None
             return
-        run_id = self.start_run(name, {"fuseline.stage": stage, "fuseline.address": address}, fusion_run)
+        with plain_errors(self.settings):
+            begun = self.client.search_runs(
+                [self.experiment_id],
+                f"tags.`mlflow.parentRunId` = '{fusion_run}' and tags.`fuseline.address` = '{address}' "
+                "and attributes.status != 'FINISHED'",
+                max_results=1,
+            )
+        if begun:
+            run_id = str(begun[0].info.run_id)
+            self.continue_run(run_id)
+        else:
+            run_id = self.start_run(name, {"fuseline.stage": stage, "fuseline.address": address}, fusion_run)
         try:
-            yield run_id
-        except BaseException:
-            self.end_run(run_id, "FAILED")
+            with system_metrics(self.settings.tracking_uri, run_id):
+                yield run_id
+        except BaseException as error:
+            # The stage's own error is the one to show, whatever MLflow says to this.
+            with suppress(TrackingError):
+                self.fail_run(run_id, error)
             raise
         self.end_run(run_id, "FINISHED")
 
@@ -136,6 +180,13 @@ def plain_errors(settings: Settings) -> Iterator[None]:
             f"MLflow at {_without_credentials(settings.tracking_uri)} refused or did not answer ({first_line(error)}); "
             "check MLFLOW_TRACKING_URI and that the server runs."
         ) from error
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def _without_credentials(uri: str) -> str:

@@ -42,7 +42,7 @@ def train_on_fused(
 
         def on_window(window: TrainingWindow) -> None:
             now = int(time.time() * 1000)
-            points = [(key, value, now, window.step) for key, value in asdict(window).items() if value is not None]
+            points = [(key, value, now, window.step) for key, value in window.as_metrics().items()]
             tracking.log_points(run, points)
 
         fused_folder = workplace.folder(fused.address)

@@ -16,9 +16,13 @@ from tasks.device_slots import device_slot
 from tasks.local_cache import LocalCache, open_cache
 from tasks.local_files import disk_errors
 from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
+from tasks.run_inputs import log_datasets
 from tasks.settings import Settings
 from tasks.store import Store, open_store
 from tasks.tracking import Tracking
+
+# On a fusion's run: which run computed what this one found.
+COMPUTED_BY = "fuseline.computed_by."
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,22 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
     A process that finds the address locked by another one on this machine waits, then takes what that one published.
     The work folder survives a failure, so that the next try resumes from it, and is removed on success.
     """
+    tracking = workplace.tracking(stage.experiment)
     found = find_artifact(workplace.store, stage.address)
     if found is not None:
-        return found
-    tracking = workplace.tracking(stage.experiment)
+        return _linked(tracking, stage, found)
     with _locked_folder(workplace.settings.home / "work", stage.address) as folder:
         found = find_artifact(workplace.store, stage.address)
-        if found is None:
+        if found is not None:
+            _linked(tracking, stage, found)
+        else:
             with (
                 device_slot(workplace.settings, stage.kind),
-                tracking.stage_run(
-                    stage.fusion_run, f"{stage.kind} {stage.subject}", stage.kind, stage.address
-                ) as run,
+                tracking.stage_run(stage.fusion_run, f"{stage.kind} {stage.subject}", stage.kind, stage.address) as run,
             ):
+                if run is not None:
+                    read = (find_artifact(workplace.store, address) for address in stage.inputs)
+                    log_datasets(tracking, run, workplace.store, [made for made in read if made is not None])
                 publication = Publication(workplace.store, stage.address, folder / "upload")
                 started = time.monotonic()
                 metadata = compute(publication, folder, run)
@@ -96,6 +103,17 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
         shutil.rmtree(folder, ignore_errors=True)
     release_memory()
     return found
+
+
+def _linked(tracking: Tracking, stage: Stage, found: Artifact) -> Artifact:
+    """Tell the fusion's run which run computed a result that it found."""
+    tracking.log(stage.fusion_run, tags={f"{COMPUTED_BY}{stage.kind}.{stage.subject}": computed_by(found)})
+    return found
+
+
+def computed_by(artifact: Artifact) -> str:
+    """Return the MLflow run that computed a result, or that it was made without one."""
+    return str(artifact.metadata.get("mlflow_run") or "a command without a run")
 
 
 @contextmanager
