@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, WithJsonSchema
 
 from fusion_core.config import FusionConfig
 from fusion_core.errors import ConfigError
@@ -33,7 +33,8 @@ def find_recipe(recipe: str) -> Path:
     if not path.is_file():
         raise ConfigError(
             f"There is no recipe {recipe!r}: {named.parent} (FUSELINE_RECIPES) has "
-            f"{', '.join(recipe_names()) or 'none'}; pick one of them, or give the path of a file on the machine where the flow runs."
+            f"{', '.join(recipe_names()) or 'none'}; pick one of them, or give "
+            "the path of a file on the machine where the flow runs."
         )
     return path
 
@@ -52,9 +53,13 @@ def _known(recipe: str) -> str:
 RecipeName = Annotated[
     str,
     AfterValidator(_known),
-    Field(
-        title="Recipe",
-        description="Name of a recipe, or path of its file.",
-        json_schema_extra={"examples": recipe_names()},
+    WithJsonSchema(
+        {
+            "description": "A recipe of the folder FUSELINE_RECIPES, or the path of a recipe on the worker's machine.",
+            "anyOf": [
+                {"title": "name", "type": "string", "enum": recipe_names()},
+                {"title": "file", "type": "string"},
+            ],
+        }
     ),
 ]
