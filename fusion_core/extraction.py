@@ -91,11 +91,14 @@ def extract_shard(
     ModelError
         If the model computes NaN or infinite logits, or one dialogue alone does not fit in memory.
     """
-    # Ids that no token uses may stand among those of the tokenizer, and the last tokens are then beyond its length.
-    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
-    size = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
-    run = _Extraction(model, size, encoded, config, model_name, device, progress)
+    run = _Extraction(model, count_ids(tokenizer), encoded, config, model_name, device, progress)
     return run.read_all(), run.statistics()
+
+
+def count_ids(tokenizer: Any) -> int:
+    """Return one more than a tokenizer's last id: ids that no token uses may stand among those of its tokens."""
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+    return max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
 
 
 class _Extraction:

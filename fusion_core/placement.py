@@ -16,6 +16,7 @@ from fusion_core.devices import compute_dtype
 from fusion_core.errors import ConfigError
 from fusion_core.models import ResolvedModel, count_parameters, load_model
 from fusion_core.quantization import BYTES_PER_PARAMETER, check_quantization
+from fusion_core.vllm_backend import check_vllm
 
 # Of a GPU's memory, for weights; the rest is activations, a chunk of logits and the allocator's own.
 SHARE_FOR_WEIGHTS = 0.8
@@ -54,6 +55,8 @@ def place(model: ResolvedModel, config: ExtractionConfig, device: torch.device, 
     ConfigError
         More replicas are asked for than there are GPUs, or what the model needs to be loaded is not installed.
     """
+    if config.backend == "vllm":
+        check_vllm()
     check_quantization(model.name, model.quantization, device)
     devices = torch.cuda.device_count() if device.type == "cuda" else 0
     kind = config.placement

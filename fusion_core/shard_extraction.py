@@ -13,7 +13,7 @@ import torch
 from fusion_core.config import ExtractionConfig
 from fusion_core.dialogues import load_dialogues
 from fusion_core.encoding import Encoder
-from fusion_core.extraction import extract_shard
+from fusion_core.extraction import count_ids, extract_shard
 from fusion_core.extraction_statistics import ExtractionStatistics
 from fusion_core.models import ResolvedModel, load_tokenizer
 from fusion_core.placement import Placement, load_for_reading
@@ -85,7 +85,7 @@ class ShardExtractor:
     def _vllm(self) -> VllmReader:
         devices = torch.cuda.device_count() if self._job.placement.kind == "spread" else 1
         return VllmReader(
-            self._job.model, len(self._tokenizer), self._job.config, self._job.max_length_tokens, max(1, devices)
+            self._job.model, count_ids(self._tokenizer), self._job.config, self._job.max_length_tokens, max(1, devices)
         )
 
     def extract(self, source: Path, target: Path, progress: Advance = ignore_progress) -> ExtractionStatistics:

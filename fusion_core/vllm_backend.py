@@ -11,6 +11,7 @@ in it. vLLM pins its own versions of torch and transformers: it wants an environ
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from fusion_core.config import ExtractionConfig
 from fusion_core.distributions import TopK
-from fusion_core.errors import ConfigError, ModelError
+from fusion_core.errors import ConfigError, ModelError, first_line
 from fusion_core.extraction_statistics import Encoded, ExtractionStatistics
 from fusion_core.models import ResolvedModel
 from fusion_core.progress import Advance, ignore_progress
@@ -30,22 +31,19 @@ SPARE_ENTRIES = 8
 BATCH_DIALOGUES = 256
 
 
-def import_vllm() -> Any:
-    """Import vLLM.
+def check_vllm() -> None:
+    """Make sure that vLLM is installed, without the time that importing it takes.
 
     Raises
     ------
     ConfigError
-        It is not installed.
+        It is not.
     """
-    try:
-        import vllm
-    except ImportError as error:
+    if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            f"`extraction.backend: vllm` needs vLLM, which cannot be imported ({error}): install fuseline[vllm] in an "
-            "environment of its own, or set `backend: transformers`."
-        ) from error
-    return vllm
+            "`extraction.backend: vllm` needs vLLM, which is not installed: install fuseline[vllm] in an environment "
+            "of its own, or set `backend: transformers`."
+        )
 
 
 class VllmReader:
@@ -73,7 +71,10 @@ class VllmReader:
     def __init__(
         self, model: ResolvedModel, vocabulary_size: int, config: ExtractionConfig, max_length_tokens: int, devices: int
     ) -> None:
-        self._vllm = import_vllm()
+        check_vllm()
+        import vllm
+
+        self._vllm: Any = vllm
         self._model_name, self._vocabulary_size, self._config = model.name, vocabulary_size, config
         self._entries = config.top_k + SPARE_ENTRIES
         # One token must be generated after the prompt; nothing looks at it.
@@ -96,7 +97,9 @@ class VllmReader:
                 seed=0,
             )
         except Exception as error:
-            raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded by vLLM: {error}") from error
+            raise ModelError(
+                f"Model {model.name!r} in {model.folder} cannot be loaded by vLLM: {first_line(error)}"
+            ) from error
 
     def read(
         self, encoded: Sequence[Encoded | None], progress: Advance = ignore_progress

@@ -53,3 +53,9 @@ def test_padding_stands_on_the_right():
 def test_a_batch_ends_before_it_is_padded_much():
     # A quarter of the budget is 100: two of 100 tokens may be together, the short ones wait for the next batch.
     assert [batch.tolist() for batch in token_batches([100, 100, 10, 10], 400)] == [[0, 1], [2, 3]]
+
+
+def test_packed_batches_are_filled_to_the_budget():
+    lengths = [3, 9, 4, 0, 5, 1, 30]
+    batches = token_batches(lengths, 12, packed=True)
+    assert [batch.tolist() for batch in batches] == [[6], [1], [4, 2, 0], [5]]
