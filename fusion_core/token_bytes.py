@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fusion_core.changed_text import encode_with_offsets, ends_by_offsets, spells_normalised
 from fusion_core.errors import DialogueRefusedError, TokenizerError
 
 BYTE_TOKEN = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
@@ -107,7 +108,7 @@ def token_byte_ends(
     Raises
     ------
     DialogueRefusedError
-        If the text has a lone surrogate, or the tokens cover other bytes than the text's.
+        If the text has a lone surrogate, the tokens are another text's, or they leave out some of its characters.
     """
     try:
         expected = text.encode()
@@ -131,21 +132,15 @@ def token_byte_ends(
             f"{len(token_ids)} given tokens spell {len(spelled)} bytes, not the text's {len(expected)} bytes; give the "
             "tokens of this text."
         )
-    return _ends_from_offsets(text, len(expected), encoding["offset_mapping"])
-
-
-def _ends_from_offsets(text: str, total: int, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    byte_at = np.zeros(len(text) + 1, np.int64)
-    np.cumsum([len(character.encode()) for character in text], out=byte_at[1:])
-    ends = np.array([byte_at[stop] for _, stop in offsets], np.int64)
-    if len(ends) == 0 or np.any(np.diff(ends) < 0):
+    # A special token among them (an unknown word) does not spell what it covers.
+    covered = known.is_special[np.asarray(token_ids, np.int64)].any()
+    if not covered and not spells_normalised(tokenizer.backend_tokenizer, text, spelled):
         raise DialogueRefusedError(
-            f"The tokenizer's offsets over a text of {total} bytes are empty or run backwards, so its tokens cannot be "
-            "placed; this dialogue is left out for this model."
+            f"The tokenizer leaves out characters of a text of {len(expected)} bytes, so its tokens cannot be placed; "
+            "this dialogue is left out for this model."
         )
-    # What the tokenizer swallowed after its last token (trailing spaces) belongs to that token.
-    ends[-1] = total
-    return ends
+    offsets = encode_with_offsets(tokenizer.backend_tokenizer, text).offsets
+    return ends_by_offsets(text, [known.values[token] for token in token_ids], offsets)
 
 
 def _derive(tokenizer: PreTrainedTokenizerBase) -> TokenBytes:

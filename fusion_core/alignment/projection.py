@@ -12,6 +12,14 @@ from typing import Literal
 import numpy as np
 
 from fusion_core.alignment.compiled import compiled
+from fusion_core.alignment.gold_tokens import (
+    Gold,
+    Strings,
+    end_of_chain,
+    first_of_chain,
+    has_characters_of,
+    last_row,
+)
 from fusion_core.alignment.positions import BytePositions
 from fusion_core.alignment.projection_kernel import (
     BOUNDARY,
@@ -19,18 +27,14 @@ from fusion_core.alignment.projection_kernel import (
     NO_ENTRY,
     NOT_COVERED,
     TINY,
-    Gold,
     Rows,
     Scratch,
-    Strings,
     View,
     add_mass,
     begins_with,
     clear,
-    last_row,
     read_first_row,
     read_next_rows,
-    read_plainly,
     write_row,
 )
 from fusion_core.alignment.shared_text import SharedText, Spans
@@ -253,11 +257,19 @@ def _project_text(
         row = rows[position]
         if row < 0 or source.is_end[row] != pivot.is_end[position]:
             continue
-        start, end, gold = pivot.starts[position], pivot.ends[position], pivot.labels[position]
+        start, gold = pivot.starts[position], pivot.labels[position]
+        end = end_of_chain(position, pivot, pivot_strings)
+        inside = bytes_read[position] > 0
+        if not inside:
+            row = first_of_chain(row, source, strings)
         last = last_row(row, end, source)
         if last < 0:
             continue
-        label, inside = source.labels[row], bytes_read[position] > 0
+        if first_of_chain(position, pivot, pivot_strings) < position:
+            # The first token of these characters has taken what the source says of them; the others follow from it.
+            kinds[position], out_labels[position] = NO_ENTRY, 0.0
+            continue
+        label = source.labels[row]
         label_begin, label_end = strings.offsets[label], strings.offsets[label + 1]
         gold_begin = pivot_strings.offsets[gold]
         lead, source_lead = np.int64(pivot.leads[position]), np.int64(source.leads[row])
@@ -273,7 +285,7 @@ def _project_text(
             out_labels[position] = distributions.label_log_probs[row]
             kinds[position], stored[position], kept[position] = BOUNDARY, total, total
             continue
-        if inside and label_end - label_begin != source.ends[row] - source.starts[row] + source_lead:
+        if inside and not has_characters_of(strings, label, source_lead, text, source.starts[row], source.ends[row]):
             # The tokenizer changed the text here, so its bytes cannot be read up to the pivot's boundary.
             kinds[position] = NO_ENTRY
             out_labels[position] = distributions.label_log_probs[row + 1 : last + 1].sum()
@@ -287,23 +299,17 @@ def _project_text(
             view = View(read, read, inside, False, np.int64(node), np.int64(best))
         count, gold_mass, landed, looked_at, scale = read_first_row(
             distributions, row, label, strings, trie, vocabulary, view, text, start, end, gold, pivot.is_end[position],
-            last == row, scratch, keep_first,
+            last == row, scratch, keep_first, not gold_consistent,
         )  # fmt: skip
         if last > row:
             node, best = walk(trie, view.node, view.best, strings.buffer, label_begin + view.read, label_end)
             path = scale * np.exp(np.float64(distributions.label_log_probs[row]))
             count, further = read_next_rows(
                 distributions, row + 1, last, path, source, strings, trie, node, best, text, end, gold, count,
-                scratch, keep_first,
+                scratch, keep_first, not gold_consistent,
             )  # fmt: skip
             gold_mass += further
         out_labels[position] = np.log(max(gold_mass, TINY))
-        if not gold_consistent:
-            clear(scratch, count)
-            count, looked_at = read_plainly(
-                distributions, row, label, strings, trie, vocabulary, view, scratch, keep_first
-            )
-            landed = count
         if landed == 0 or (inside and not condition):
             clear(scratch, count)
             kinds[position] = NO_ENTRY

@@ -10,6 +10,9 @@ At a pivot position whose gold token covers bytes [a, b) of the text, with the s
 - the source's own gold token is followed into the next row if it ends before b (the chain rule), else it counts for
   the pivot's gold token; so does every entry that lies on the text and reaches b;
 - every other entry is looked up: the longest pivot token that is a prefix of the bytes since a.
+
+Where a tokenizer changed the text, gold tokens still follow one another and count for each other; everything else is
+read as the source's tokenizer spells it.
 """
 
 from __future__ import annotations
@@ -32,24 +35,6 @@ class Rows(NamedTuple):
     token_ids: np.ndarray
     log_probs: np.ndarray
     label_log_probs: np.ndarray
-
-
-class Strings(NamedTuple):
-    """A vocabulary's bytes: buffer uint8, offsets int64 [V + 1], special bool [V]."""
-
-    buffer: np.ndarray
-    offsets: np.ndarray
-    special: np.ndarray
-
-
-class Gold(NamedTuple):
-    """Gold tokens: starts and ends int64, leads and labels int32, is_end bool, all [N] or [M]; see ``Spans``."""
-
-    starts: np.ndarray
-    ends: np.ndarray
-    leads: np.ndarray
-    labels: np.ndarray
-    is_end: np.ndarray
 
 
 class Scratch(NamedTuple):
@@ -134,16 +119,6 @@ def write_row(scratch, count, normalise, out_ids, out_log_probs):
 
 
 @compiled
-def last_row(row, end, gold):
-    """Return the source row whose token reaches byte ``end``, or -1 where the source was cut before it."""
-    while gold.ends[row] < end:
-        if row + 1 >= len(gold.ends) or gold.starts[row + 1] != gold.ends[row]:
-            return -1
-        row += 1
-    return row
-
-
-@compiled
 def entry_of(rows, row, entry, label, label_seen):
     """Return the token and mass of an entry; entry K is the gold token where it is not stored; -1 is nothing.
 
@@ -196,60 +171,66 @@ def look_up(strings, token, trie, vocabulary, view):
 
 @compiled
 def read_first_row(
-    rows, row, label, strings, trie, vocabulary, view, text, start, end, gold, at_end, ends_here, scratch, keep_first
-):
-    """Add the entries of the row at the position. ``ends_here``: its gold token reaches b.
+    rows, row, label, strings, trie, vocabulary, view, text, start, end, gold, at_end, ends_here, scratch, keep_first,
+    plain,
+):  # fmt: skip
+    """Add the entries of the row at the position. ``ends_here``: its gold token reaches b; ``plain``: add what lookups
+    alone say of the stored entries.
 
-    Returns tokens in the row, mass on the pivot's gold token, stored entries that landed, mass looked at.
+    Returns tokens in the row, mass on the pivot's gold token, stored entries that landed, mass looked at, and what all
+    masses were multiplied by.
     """
-    scale = 1.0
+    scale, row_scale = 1.0, 1.0
     if view.inside:
         scale = 1.0 / conditional_total(rows, row, label, strings, view, 1)
+        row_scale = 1.0 / conditional_total(rows, row, label, strings, view, 0) if plain else scale
     count, gold_mass, landed, looked_at, seen = 0, 0.0, 0, 0.0, False
     top_k = rows.token_ids.shape[1]
     for entry in range(top_k + 1):
         token, mass = entry_of(rows, row, entry, label, seen)
         if token < 0:
             continue
-        mass *= scale
-        mapped = np.int64(-1)
+        on_text, readable = False, False
         if token == label:
-            seen = True
-            looked_at += mass
-            landed += int(entry < top_k)
-            if ends_here:
-                mapped = np.int64(gold)
-        elif token >= len(strings.special):
-            looked_at += mass
-        else:
+            seen, on_text, readable = True, True, True
+        elif token < len(strings.special):
             fitting = fits(strings, token, label, view)
             if view.inside and not fitting:
                 continue
-            looked_at += mass
             begin, stop = strings.offsets[token] + view.before, strings.offsets[token + 1]
-            if (
+            on_text = (
                 fitting
                 and not at_end
                 and not strings.special[token]
                 and stop - begin >= end - start
                 and begins_with(strings.buffer, begin, stop, text, start, stop - begin)
-            ):
-                mapped = np.int64(gold)
-            elif fitting or view.read == 0 or strings.special[token]:
-                mapped = look_up(strings, token, trie, vocabulary, view)
-            landed += int(mapped >= 0 and entry < top_k)
+            )
+            readable = fitting or view.read == 0 or strings.special[token]
+        is_stored = entry < top_k
+        found = np.int64(-1)
+        if readable and ((plain and is_stored) or not on_text):
+            found = look_up(strings, token, trie, vocabulary, view)
+        mapped = found
+        if on_text:
+            mapped = np.int64(gold) if token != label or ends_here else np.int64(-1)
+        if mapped == gold:
+            gold_mass += mass * scale
+        if plain:
+            mapped = found if is_stored else np.int64(-1)
+        if is_stored or not plain:
+            looked_at += mass * row_scale
+        landed += int(is_stored and (mapped >= 0 or (token == label and not plain)))
         if mapped >= 0:
-            count = add_mass(scratch, count, mapped, mass, keep_first)
-            if mapped == gold:
-                gold_mass += mass
+            count = add_mass(scratch, count, mapped, mass * row_scale, keep_first)
     return count, gold_mass, landed, looked_at, scale
 
 
 @compiled
 def read_next_rows(
-    rows, first, last, path, source, strings, trie, node, best, text, end, gold, count, scratch, keep_first
+    rows, first, last, path, source, strings, trie, node, best, text, end, gold, count, scratch, keep_first, plain
 ):
-    """Follow the gold text through rows ``first`` to ``last``; ``path``: mass of the gold tokens before.
+    """Follow the gold text through rows ``first`` to ``last``; ``path``: mass of the gold tokens before; ``plain``: add
+    nothing to the row.
 
     Returns tokens in the row and mass added to the pivot's gold token.
     """
@@ -276,33 +257,14 @@ def read_next_rows(
                     mapped = np.int64(found)
                 left -= mass if mapped >= 0 else 0.0
             if mapped >= 0:
-                count = add_mass(scratch, count, mapped, path * mass, keep_first)
+                if not plain:
+                    count = add_mass(scratch, count, mapped, path * mass, keep_first)
                 gold_mass += path * mass if mapped == gold else 0.0
         if left > 0.0 and best >= 0:
             # What is not stored, or would end the turn here, says only that the bytes so far were read.
-            count = add_mass(scratch, count, best, path * left, keep_first)
+            if not plain:
+                count = add_mass(scratch, count, best, path * left, keep_first)
             gold_mass += path * left if best == gold else 0.0
         path *= np.exp(np.float64(rows.label_log_probs[row]))
         node, best = walk(trie, node, best, strings.buffer, strings.offsets[label], strings.offsets[label + 1])
     return count, gold_mass
-
-
-@compiled
-def read_plainly(rows, row, label, strings, trie, vocabulary, view, scratch, keep_first):
-    """Add the stored entries through lookups alone; return tokens in the row and mass looked at."""
-    scale = 1.0 / conditional_total(rows, row, label, strings, view, 0) if view.inside else 1.0
-    count, looked_at = 0, 0.0
-    for entry in range(rows.token_ids.shape[1]):
-        token, mass = entry_of(rows, row, entry, label, True)
-        if token < 0:
-            continue
-        known = token < len(strings.special)
-        fitting = known and fits(strings, token, label, view)
-        if view.inside and not fitting:
-            continue
-        looked_at += mass * scale
-        if fitting or (known and (view.read == 0 or strings.special[token])):
-            mapped = look_up(strings, token, trie, vocabulary, view)
-            if mapped >= 0:
-                count = add_mass(scratch, count, mapped, mass * scale, keep_first)
-    return count, looked_at

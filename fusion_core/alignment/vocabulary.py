@@ -6,6 +6,7 @@ Legend: V_source, V_pivot vocabularies. Nothing here takes memory in proportion 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fusion_core.alignment.edit_distance import nearest_texts
 from fusion_core.alignment.trie import build_trie, longest_prefixes
+from fusion_core.changed_text import changing_normaliser
 from fusion_core.errors import AlignmentError
 from fusion_core.token_bytes import TokenBytes, token_bytes
 
@@ -49,7 +51,8 @@ def map_vocabulary(
     Returns
     -------
     int32 [V_source]
-        -1 where there is none. Equal vocabularies map every token to itself.
+        -1 where there is none. Equal tokenizers map every token to itself. Where the pivot's normaliser changes text
+        (lower case), source tokens map as the pivot reads them.
 
     Raises
     ------
@@ -64,7 +67,12 @@ def map_vocabulary(
     source, pivot = token_bytes(source_tokenizer), token_bytes(pivot_tokenizer)
     if (method == "statistics") != (counts is not None):
         raise AlignmentError("`counts` of aligned pairs belong to the method 'statistics', and only to it.")
-    if source.digest == pivot.digest:
+    same = source.digest == pivot.digest
+    read = _as_read_by(pivot_tokenizer, source)
+    if same:
+        same = read is source or _as_read_by(source_tokenizer, source).values == read.values
+    source = read
+    if same:
         vocabulary = np.arange(len(source), dtype=np.int32)
     elif method == "bytes":
         vocabulary = _longest_prefixes(source, pivot)
@@ -74,11 +82,26 @@ def map_vocabulary(
             vocabulary = _nearest(source, pivot, vocabulary)
         elif counts is not None:
             vocabulary = _most_frequent(source, pivot, vocabulary, counts)
-    if source.digest != pivot.digest:
+    if not same:
         _map_special(source_tokenizer, pivot_tokenizer, vocabulary)
     for source_id, pivot_id in (roles or {}).items():
         vocabulary[source_id] = pivot_id
     return vocabulary
+
+
+def _as_read_by(tokenizer: PreTrainedTokenizerBase, vocabulary: TokenBytes) -> TokenBytes:
+    """Return a vocabulary whose tokens went through a tokenizer's normaliser; pieces of characters stay as they are."""
+    normaliser = changing_normaliser(tokenizer.backend_tokenizer)
+    if normaliser is None:
+        return vocabulary
+    values = list(vocabulary.values)
+    for index in np.flatnonzero(~vocabulary.is_special).tolist():
+        try:
+            changed = normaliser.normalize_str(values[index].decode()).encode()
+        except UnicodeDecodeError:
+            continue
+        values[index] = changed or values[index]
+    return replace(vocabulary, values=values) if values != vocabulary.values else vocabulary
 
 
 def _longest_prefixes(source: TokenBytes, pivot: TokenBytes) -> np.ndarray:

@@ -82,7 +82,7 @@ def byte_level_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFa
         vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    return _wrap(tokenizer, template)
+    return wrap_tokenizer(tokenizer, template)
 
 
 def sentencepiece_tokenizer(template: str | None = OPENCHAT) -> PreTrainedTokenizerFast:
@@ -96,7 +96,7 @@ def sentencepiece_tokenizer(template: str | None = OPENCHAT) -> PreTrainedTokeni
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return _wrap(tokenizer, template)
+    return wrap_tokenizer(tokenizer, template)
 
 
 def lower_casing_tokenizer() -> PreTrainedTokenizerFast:
@@ -113,12 +113,13 @@ def make_dialogue(*contents: str, system: str | None = None, domain: str = "test
     return Dialogue(dialogue_id(turns), domain, tuple(turns))
 
 
-def _wrap(tokenizer: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
+def wrap_tokenizer(tokenizer: Tokenizer, template: str | None, **roles: str) -> PreTrainedTokenizerFast:
+    """Add the control tokens and the template."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     # As real ones do, it puts a token in front of every text unless told not to.
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **roles)
     wrapped.chat_template = template
     return wrapped

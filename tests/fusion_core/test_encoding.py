@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fusion_core.chat_templates import ChatTemplate
 from fusion_core.config import DialogueFile
-from fusion_core.dialogues import Dialogue, read_dialogues
+from fusion_core.dialogues import Dialogue, Turn, read_dialogues
 from fusion_core.encoding import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, TokenizerError
 from fusion_core.token_bytes import token_bytes
@@ -127,15 +127,15 @@ def test_no_end_of_turn_without_a_special_token_right_after_the_response(templat
         max_size=6,
     ).filter(lambda contents: len(contents) % 2 == 0)
 )
-def test_any_text_is_covered_or_refused(contents: list[str]) -> None:
+def test_any_text_is_covered(contents: list[str]) -> None:
     dialogue = make_dialogue(*contents)
     for encoder in _ENCODERS:
         outcome = encoder.encode_all([dialogue])[0]
-        if isinstance(outcome, DialogueRefusedError):
-            # The word-start mark is the one character that the second tokenizer cannot tell from a space.
-            assert any("▁" in content for content in contents)
-        else:
+        assert isinstance(outcome, EncodedDialogue)
+        # The word-start mark is the one character that the second tokenizer cannot tell from a space.
+        if encoder is _ENCODERS[0] or not any("▁" in content for content in contents):
             check_spans(outcome, dialogue, encoder._bytes.values)
+        assert outcome.response_bytes == sum(len(text.encode()) for text in dialogue.responses)
 
 
 _ENCODERS = [Encoder(byte_level_tokenizer(), 9999, "bytes"), Encoder(sentencepiece_tokenizer(), 9999, "pieces")]
@@ -218,11 +218,30 @@ def test_character_without_a_token_is_refused() -> None:
     assert isinstance(refused, DialogueRefusedError) and "has no token" in str(refused)
 
 
-def test_tokenizer_that_changes_the_text_refuses_it() -> None:
-    encoder = Encoder(lower_casing_tokenizer(), 1000, "lower")
-    assert isinstance(encoder.encode(make_dialogue("A", "the cat")), EncodedDialogue)
-    with pytest.raises(DialogueRefusedError, match="changes the text of response 1"):
-        encoder.encode(make_dialogue("A", "The cat"))
+def test_tokens_of_a_changed_text_are_placed_by_offsets() -> None:
+    lower, plain = Encoder(lower_casing_tokenizer(), 1000, "lower"), Encoder(byte_level_tokenizer(), 1000, "plain")
+    changed = lower.encode(make_dialogue("A", "THE cat", "B", "the CAT"))
+    unchanged = plain.encode(make_dialogue("a", "the cat", "b", "the cat"))
+    for name in ("input_ids", "response_positions", "turns", "byte_starts", "byte_ends", "is_end_of_turn"):
+        assert np.array_equal(getattr(changed, name), getattr(unchanged, name)), name
+    composed = lower.encode(make_dialogue("A", "İ the"))
+    # The dotted capital is one character of two bytes in the text, two characters of three bytes to the model.
+    assert composed.byte_ends[-2:].tolist() == [6, 6] and composed.response_bytes == 6
+    assert np.all(composed.byte_starts[1:] == composed.byte_ends[:-1])
+
+
+def test_lone_surrogates_are_refused() -> None:
+    encoder = Encoder(byte_level_tokenizer(), 1000, "surrogates")
+    broken = [(Turn("user", "a"), Turn("assistant", "x \ud83d y")), (Turn("user", "\udc00"), Turn("assistant", "a"))]
+    whole, *refused = encoder.encode_all(
+        [
+            make_dialogue("a", "the cat"),
+            *(Dialogue(f"id-{number}", "test", turns) for number, turns in enumerate(broken)),
+        ]
+    )
+    assert isinstance(whole, EncodedDialogue)
+    for outcome, words in zip(refused, ("turn 2 has a lone surrogate (U+D83D)", "turn 1"), strict=True):
+        assert isinstance(outcome, DialogueRefusedError) and words in str(outcome)
 
 
 @pytest.mark.parametrize(
