@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from fusion_core.devices import default_device
 from fusion_core.errors import FusionError
 from tasks.settings import Settings, split_s3_address
+from tasks.stack.notifications import create_failure_notification
 from tasks.stack.services import POOL
 
 PREFECT_FILE = "prefect.yaml"
@@ -95,6 +96,7 @@ def main() -> None:
     try:
         create_bucket(settings)
         create_pool_and_limit(settings)
+        create_failure_notification()
         create_deployments(Path(sys.argv[1]))
     except FusionError as error:
         print(error, file=sys.stderr)
