@@ -29,10 +29,7 @@ def run_benchmarks(
     benchmarks = benchmarks_of(fusion.config.evaluation)
     if not benchmarks:
         return ()
-    if isinstance(model, ResolvedModel):
-        resolved = model
-    else:
-        resolved = as_model(open_workplace(), fusion, model, name)
+    resolved = model if isinstance(model, ResolvedModel) else as_model(open_workplace(), fusion, model, name)
     subject = Subject(resolved, fusion.config.evaluation.batch_tokens)
     try:
         return tuple(run_benchmark(fusion, model, name, benchmark, subject, fusion_run) for benchmark in benchmarks)

@@ -63,6 +63,11 @@ class BenchmarkColumn(Record):
     is_share: bool = True
     digest: str = ""
 
+    @property
+    def scale(self) -> str:
+        """What two scores must share to be compared."""
+        return f"{self.version}, {self.few_shot}-shot, {self.items} items {self.digest[:12]}".strip()
+
 
 class BenchmarkRow(Record):
     """One model: metric name to mean, and to the difference from the baseline (none for the baseline itself)."""
@@ -94,10 +99,7 @@ class BenchmarkTable(Record):
         row = next((row for row in self.rows if row.model == model), None)
         if row is None:
             return {}
-        scales = {
-            column.metric: f"{column.version}, {column.few_shot}-shot, {column.items} items {column.digest[:12]}".strip()
-            for column in self.columns
-        }
+        scales = {column.metric: column.scale for column in self.columns}
         return {
             metric: Measure(mean=mean.value, low=mean.low, high=mean.high, scale=scales[metric])
             for metric, mean in row.means.items()

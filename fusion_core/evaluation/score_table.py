@@ -6,13 +6,13 @@ Legend: D dialogues, M models, R resamples, S domains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
+from fusion_core.evaluation.common_bytes import common_coverage
 
 # Below this many dialogues a percentile interval is far too narrow to be shown.
 MIN_DIALOGUES_FOR_INTERVAL = 5
@@ -176,30 +176,8 @@ def compare(
     """
     if baseline not in scores:
         raise EvaluationError(f"The baseline {baseline!r} has no scores; there are scores of {', '.join(scores)}.")
-    ids, left_out = _common_dialogues(scores)
-    nats_DM: list[list[float]] = []
-    bytes_D: list[int] = []
-    domains_D: list[str] = []
-    cut = 0
-    by_id = {name: {score.dialogue_id: score for score in model.dialogues} for name, model in scores.items()}
-    for dialogue_id in ids:
-        each = [by_id[name][dialogue_id] for name in scores]
-        if len({score.response_bytes for score in each}) != 1:
-            raise EvaluationError(
-                f"Dialogue {dialogue_id} has responses of different lengths for different models; score all models "
-                "on the same dialogues."
-            )
-        common = reduce(np.intersect1d, [np.asarray(score.ends) for score in each])
-        if len(common) == 0 or (covered := each[0].bytes_at(int(common[-1]))) == 0:
-            left_out += 1
-            continue
-        end = int(common[-1])
-        turn_ends = np.intersect1d(common, each[0].turn_ends)
-        nats_DM.append([score.nats_at(end, turn_ends) for score in each])
-        bytes_D.append(covered)
-        domains_D.append(each[0].domain)
-        cut += sum(each[0].response_bytes) - covered
-    if not nats_DM:
+    covered, left_out = common_coverage(scores)
+    if not covered:
         raise EvaluationError(
             f"No held-out dialogue was read by all of {', '.join(scores)}; raise `max_length_tokens` or look at why "
             "dialogues were refused."
@@ -207,12 +185,12 @@ def compare(
     return _table(
         list(scores),
         baseline,
-        np.asarray(nats_DM),
-        np.asarray(bytes_D),
-        domains_D,
+        np.asarray([dialogue.nats for dialogue in covered]),
+        np.asarray([dialogue.bytes for dialogue in covered]),
+        [dialogue.domain for dialogue in covered],
         refused=[len(model.refused) for model in scores.values()],
         left_out=left_out,
-        bytes_cut=cut,
+        bytes_cut=sum(dialogue.bytes_cut for dialogue in covered),
         resamples=resamples,
         seed=seed,
         confidence=confidence,
@@ -288,13 +266,6 @@ def _ratios(sums_RSM: np.ndarray) -> list[np.ndarray]:
         total_RM[:, :-1] / total_RM[:, -1:],
         by_domain_RSM.mean(axis=1),
     ]
-
-
-def _common_dialogues(scores: Mapping[str, HeldOutScores]) -> tuple[list[str], int]:
-    everywhere = [{score.dialogue_id for score in model.dialogues} for model in scores.values()]
-    seen = set().union(*everywhere, *(set(model.refused) for model in scores.values()))
-    common = set.intersection(*everywhere)
-    return sorted(common), len(seen) - len(common)
 
 
 def _nats_per_byte(dialogues: tuple[DialogueScore, ...] | list[DialogueScore]) -> float:
