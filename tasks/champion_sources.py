@@ -1,51 +1,70 @@
-"""What a registered fused model was made of, read from the manifests of the store."""
+"""What the champion of a recipe was made of, read from the manifests of the store."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from fusion_core.config import FusionConfig
+from tasks.addresses import ADDRESS_DIGITS
 from tasks.manifest import read_manifest
 from tasks.store import Store
 from tasks.tracking import plain_errors
 from tasks.workplace import Workplace
 
-# The version that a new source is compared with: the champion, else what waits to become it.
-REFERENCE_ALIASES = ("champion", "candidate")
-
 
 @dataclass(frozen=True)
 class MadeOf:
-    """The version that stands for what is fused already.
+    """The sources of the versions that stand for what is fused already, by the digests of their content.
 
     Attributes
     ----------
-    version : str or None
-        None before the first fusion.
-    digests : frozenset of str
-        The first 32 hexadecimal digits of the digests of its sources.
+    champion, candidate : str or None
+        The versions with these aliases.
+    of_champion, of_candidate : frozenset of str
+        The first 32 hexadecimal digits of their sources' digests; empty where there is no such version.
     """
 
-    version: str | None
-    digests: frozenset[str]
+    champion: str | None
+    candidate: str | None
+    of_champion: frozenset[str]
+    of_candidate: frozenset[str]
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """What is fused: into the champion or, while there is none, into the candidate."""
+        return self.of_candidate if self.champion is None else self.of_champion
+
+    def holds(self, digest: str | None) -> bool:
+        """Say whether a source is fused."""
+        return digest is not None and digest[:ADDRESS_DIGITS] in self.digests
+
+    def champion_holds(self, digest: str | None) -> bool:
+        """Say whether the champion was made of a source."""
+        return digest is not None and digest[:ADDRESS_DIGITS] in self.of_champion
 
 
-def reference_version(workplace: Workplace, config: FusionConfig) -> MadeOf:
-    """Return the champion of a recipe's model, else its candidate, with the sources it was made of."""
+def made_of(workplace: Workplace, config: FusionConfig) -> MadeOf:
+    """Look up the champion and the candidate of a recipe's model, and what each was made of."""
     client = workplace.tracking(config.registry.experiment).client
     name = config.registry.model_name or config.name
     with plain_errors(workplace.settings):
-        for alias in REFERENCE_ALIASES:
-            try:
-                found = client.get_model_version_by_alias(name, alias)
-            except MlflowException:
-                continue
-            address = found.tags.get("fuseline.address")
-            if address is not None:
-                return MadeOf(str(found.version), sources_of(workplace.store, address))
-    return MadeOf(None, frozenset())
+        champion, of_champion = _version(workplace.store, client, name, "champion")
+        candidate, of_candidate = _version(workplace.store, client, name, "candidate")
+    return MadeOf(champion, candidate, of_champion, of_candidate)
+
+
+def _version(store: Store, client: MlflowClient, name: str, alias: str) -> tuple[str | None, frozenset[str]]:
+    try:
+        found = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None, frozenset()
+        raise
+    address = found.tags.get("fuseline.address")
+    return str(found.version), sources_of(store, address) if address else frozenset()
 
 
 def sources_of(store: Store, fused_model: str) -> frozenset[str]:
@@ -59,15 +78,13 @@ def sources_of(store: Store, fused_model: str) -> frozenset[str]:
     waiting = [fused_model]
     while waiting:
         address = waiting.pop()
-        if address in seen:
-            continue
+        manifest = None if address in seen else read_manifest(store, address)
         seen.add(address)
-        manifest = read_manifest(store, address)
         inputs = [] if manifest is None else manifest.metadata.get("inputs", [])
-        if not isinstance(inputs, list):
+        if manifest is None or not isinstance(inputs, list):
             continue
         read = [str(item) for item in inputs]
-        if manifest is not None and manifest.stage == "fuse":
+        if manifest.stage == "fuse":
             # The pivot's distributions come first, then those of the sources: distributions/<model>/...
             digests |= {item.split("/")[1] for item in read[1:]}
         else:

@@ -1,7 +1,7 @@
 """What became of each landed source: fused, found to be another one's double, or quarantined with the reason.
 
-One small object for each landing, ``refusion/<recipe>/sources/<id>.json``; a source without one has only landed. Where a
-source is a version in MLflow's registry, the same is told by tags of that version.
+One small object for each landing, ``refusion/<recipe>/sources/<id>.json``; a source without one has only landed. Where
+a source is a version in MLflow's registry, the same is told by tags of that version.
 """
 
 from __future__ import annotations

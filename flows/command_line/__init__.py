@@ -7,8 +7,9 @@ import sys
 import typer
 
 from flows.command_line.cache_commands import cache
-from flows.command_line.fusion_commands import add_source, plan, promote, report, run
+from flows.command_line.fusion_commands import plan, promote, report, run
 from flows.command_line.place_commands import doctor
+from flows.command_line.source_commands import add_source, receiver, refusion, sources
 from flows.command_line.stack_commands import down, status, up
 from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
 from fusion_core.errors import FusionError
@@ -28,6 +29,8 @@ for command in (
     plan,
     run,
     add_source,
+    sources,
+    refusion,
     prepare,
     extract,
     fuse,
@@ -40,6 +43,7 @@ for command in (
     up,
     down,
     status,
+    receiver,
 ):
     application.command()(command)
 application.add_typer(cache, name="cache")

@@ -1,14 +1,13 @@
-"""Commands on a whole fusion: plan, run, add-source, promote, report."""
+"""Commands on a whole fusion: plan, run, promote, report."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.command_line.recipe_argument import Recipe
-from tasks.environment import make_prefect_home
+from flows.command_line.servers_ready import make_ready
 
 
 def plan(
@@ -36,35 +35,11 @@ def run(config: Recipe) -> None:
     recipe = load_recipe(config)
     # A mistake in the recipe is said before Prefect and MLflow start, and before anything is written.
     resolve_fusion(recipe)
-    _make_ready()
+    make_ready()
     from flows.command_line.output import print_result
     from flows.fusechat import fusechat
 
     print_result(fusechat(recipe))
-
-
-def add_source(
-    config: Recipe,
-    name: Annotated[str, typer.Argument(help="Name of the new source.", show_default=False)],
-    path: Annotated[Path | None, typer.Option(help="Its checkpoint folder.")] = None,
-    hub: Annotated[str | None, typer.Option(help="Its hub repository, instead of a folder.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the hub repository.")] = None,
-    only_write: Annotated[bool, typer.Option("--only-write", help="Change the recipe and run nothing.")] = False,
-) -> None:
-    """Add a source to a recipe and fuse again: only the new source's share of the work is done."""
-    from fusion_core.recipes import add_source_to_recipe
-    from tasks.resolve import resolve_fusion
-
-    folder = None if path is None else str(path.expanduser().absolute())
-    recipe = add_source_to_recipe(config, name, model=folder, hub=hub, revision=revision, check=resolve_fusion)
-    print(f"Source {name} is now in {config}.")
-    if only_write:
-        return
-    _make_ready()
-    from flows.command_line.output import print_result
-    from flows.refusion import refusion
-
-    print_result(refusion(recipe))
 
 
 def promote(
@@ -72,7 +47,7 @@ def promote(
     version: Annotated[str | None, typer.Argument(help="Version; default: the candidate.")] = None,
 ) -> None:
     """Make a registered version the champion; the champion so far becomes 'previous'."""
-    _make_ready()
+    make_ready()
     from flows.promote import promote as promote_flow
 
     decision = promote_flow(model, version)
@@ -87,12 +62,3 @@ def report(config: Recipe) -> None:
 
     files = summarize_stored(load_recipe(config))
     print(f"report: {files.folder / 'report.html'}")
-
-
-def _make_ready() -> None:
-    """Make sure, before Prefect and MLflow start, that the servers they are to use answer."""
-    from tasks.servers import check_servers
-    from tasks.settings import Settings
-
-    check_servers(Settings())
-    make_prefect_home()

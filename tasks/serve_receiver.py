@@ -1,0 +1,44 @@
+"""Running the receiver of MLflow's webhooks as a server of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import uvicorn
+
+from fusion_core.errors import ConfigError
+from tasks.settings import Settings
+from tasks.source_events import announce_source
+from tasks.tracking import Tracking, plain_errors
+from tasks.webhook_deliveries import Deliveries
+from tasks.webhook_receiver import TOLERANCE_SECONDS, Receiver, make_application
+
+SHORTEST_SECRET = 16
+
+
+def serve_receiver(host: str, port: int) -> None:
+    """Serve until it is stopped.
+
+    Raises
+    ------
+    ConfigError
+        There is no secret, it is short, or there is no Prefect server to tell.
+    """
+    settings = Settings()
+    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret is not None else ""
+    if len(secret) < SHORTEST_SECRET:
+        raise ConfigError(
+            f"The receiver needs the secret of MLflow's webhook in FUSELINE_WEBHOOK_SECRET, {SHORTEST_SECRET} "
+            f"characters or more, found {len(secret)}; set it here and at MLflow's webhook alike."
+        )
+    if not settings.prefect_api_url:
+        raise ConfigError("The receiver tells a Prefect server of sources; set PREFECT_API_URL.")
+
+    def read_tags(name: str, version: str) -> Mapping[str, str]:
+        with plain_errors(settings):
+            tags: Mapping[str, str] = Tracking(settings, "fuseline").client.get_model_version(name, version).tags
+            return tags
+
+    deliveries = Deliveries(settings.home / "receiver" / "deliveries.db", keep_seconds=4 * TOLERANCE_SECONDS)
+    application = make_application(Receiver(secret, deliveries, announce_source, read_tags))
+    uvicorn.run(application, host=host, port=port, log_level="info")

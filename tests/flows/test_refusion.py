@@ -1,0 +1,182 @@
+"""Re-fusion on real small models: what a new source costs, and what becomes of one that is bad, double or late."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from prefect.states import State
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import tasks.train
+from flows.refusion import refusion
+from fusion_core.config import FusionConfig
+from fusion_core.recipes import load_recipe
+from tasks.landing import RECIPE_TAG, SOURCE_TAG
+from tasks.quarantine import REASON_TAG, STATE_TAG, release_source
+from tasks.refusion_result import RefusionResult
+from tasks.survey import Survey, survey_sources
+from tasks.tracking import Tracking
+from tasks.workplace import Workplace, open_workplace
+from tests.flows.conftest import make_lab_source, write_dialogues
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, place: Path, prefect_server: None) -> Iterator[Path]:
+    """A home of this module's own: what other tests have fused is not found in its store."""
+    home = tmp_path_factory.mktemp("refusion")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSELINE_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def recipe(home: Path, recipe_file: Path) -> Path:
+    """The small recipe without the control, so that every training that is counted is a target's."""
+    path = recipe_file.with_name("growing.yaml")
+    text = recipe_file.read_text(encoding="utf-8").replace("name: small", "name: growing")
+    path.write_text(f"{text}evaluation: {{plain_sft_control: false}}\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def new_sources(recipe: Path) -> dict[str, Path]:
+    """Checkpoints that are in no recipe: good ones, one with NaN, one that knows nothing, one that is no checkpoint."""
+    folder = recipe.parent / "landing"
+    texts = write_dialogues(recipe.parent)
+    for size in (300, 500):
+        make_lab_source(folder / f"good-{size}", texts, size)
+    for name, spoil in {"nan": lambda weight: weight * float("nan"), "noise": torch.randn_like}.items():
+        shutil.copytree(folder / "good-500", folder / name)
+        weights = load_file(folder / name / "model.safetensors")
+        torch.manual_seed(0)
+        save_file({key: spoil(value) for key, value in weights.items()}, folder / name / "model.safetensors")
+    (folder / "empty").mkdir()
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def first(recipe: Path) -> RefusionResult:
+    return run(recipe)[1]
+
+
+def run(recipe: Path, **arguments: object) -> tuple[State, RefusionResult]:
+    state = refusion(str(recipe), return_state=True, **arguments)
+    return state, state.result()
+
+
+def place_of(recipe: Path) -> tuple[Workplace, FusionConfig, Survey]:
+    config = load_recipe(recipe)
+    return open_workplace(), config, survey_sources(config)
+
+
+def register(folder: Path, recipe: str = "growing", name: str | None = None) -> str:
+    """Register a folder in MLflow as somebody would who has a new source."""
+    client = Tracking(open_workplace().settings, "fuseline").client
+    name = name or folder.name
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    tags = {SOURCE_TAG: "true", RECIPE_TAG: recipe}
+    return str(client.create_model_version(name, folder.as_uri(), tags=tags).version)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count forward passes by the folder's name of the model that makes them, and targets that are trained."""
+    counts: Counter[str] = Counter()
+    load = AutoModelForCausalLM.from_pretrained.__func__
+    train = tasks.train.train_target
+
+    def counting_load(cls: type, folder: object, *arguments: object, **options: object) -> object:
+        loaded = load(cls, folder, *arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.register_forward_pre_hook(lambda *_: counts.update([Path(str(folder)).name]))
+        return loaded
+
+    def counting_train(*arguments: object, **options: object) -> object:
+        counts["targets"] += 1
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", classmethod(counting_load))
+    monkeypatch.setattr(tasks.train, "train_target", counting_train)
+    return counts
+
+
+def test_the_first_run_fuses_the_recipe_as_it_is(first: RefusionResult) -> None:
+    assert [(item.name, item.state) for item in first.sources] == [("bytes-400", "fused"), ("bytes-700", "fused")]
+    assert first.fusion.model_version == "1"
+
+
+def test_nothing_new_is_said_and_nothing_computed(first: RefusionResult, recipe: Path, work: Counter[str]) -> None:
+    state, result = run(recipe)
+    assert (state.name, state.is_completed()) == ("NothingNew", True)
+    assert "2 fused" in state.message
+    assert result.fusion is None
+    assert not work
+
+
+def test_a_registered_source_costs_its_own_share_alone(
+    first: RefusionResult, recipe: Path, new_sources: dict[str, Path], work: Counter[str]
+) -> None:
+    register(new_sources["good-300"])
+    state, result = run(recipe)
+    assert state.name == "Fused"
+    assert result.fusion.model_version == "2"
+    computed = {(row.stage, row.subject) for row in result.fusion.files.summary.stages if row.status == "computed"}
+    name = "good-300-v1"
+    assert computed == {
+        ("extract", name),
+        ("fuse", name),
+        ("train", f"target-{name}"),
+        ("merge", "varm"),
+        ("evaluate", f"target-{name}"),
+        ("evaluate", "fused"),
+    }
+    assert work["good-300"] > 0
+    assert work["targets"] == 1
+    assert work["bytes-400"] == work["bytes-700"] == 0
+    _, _, found = place_of(recipe)
+    assert found.find(name).state == "fused"
+
+
+def test_the_same_content_again_is_not_fused_again(
+    first: RefusionResult, recipe: Path, new_sources: dict[str, Path], work: Counter[str]
+) -> None:
+    register(new_sources["good-300"])
+    _, result = run(recipe)
+    assert [item.state for item in result.sources] == ["duplicate"]
+    assert result.fusion is None
+    assert not work
+    assert run(recipe)[0].name == "NothingNew"
+
+
+def test_bad_sources_are_quarantined_and_the_next_good_one_is_fused(
+    first: RefusionResult, recipe: Path, new_sources: dict[str, Path], work: Counter[str]
+) -> None:
+    for name in ("nan", "noise", "empty", "good-500"):
+        register(new_sources[name])
+    state, result = run(recipe)
+    assert state.name == "Fused"
+    reasons = {item.name: item.reason for item in result.in_state("quarantined")}
+    assert set(reasons) == {"nan-v1", "noise-v1", "empty-v1"}
+    assert "nan-v1" in reasons["nan-v1"]
+    assert "largest_gap" in reasons["noise-v1"]
+    assert "config.json" in reasons["empty-v1"]
+    assert [item.name for item in result.in_state("fused")] == ["good-500-v1"]
+    assert work["targets"] == 1
+    workplace, config, found = place_of(recipe)
+    client = workplace.tracking(config.registry.experiment).client
+    tags = client.get_model_version("noise", "1").tags
+    assert tags[STATE_TAG] == "quarantined"
+    assert tags[REASON_TAG] == reasons["noise-v1"]
+
+    # What is released is tried again, and nothing else is.
+    release_source(workplace, config, found.find("noise-v1").source)
+    again = run(recipe)
+    assert again[0].name == "Quarantined"
+    assert [item.name for item in again[1].sources] == ["noise-v1"]
