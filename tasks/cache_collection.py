@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fusion_core.errors import StoreError
 from fusion_core.progress import Advance, ignore_progress
-from tasks.manifest import CARD, MANIFEST, Manifest, manifest_key, read_manifest
+from tasks.manifest import MANIFEST, Manifest, is_beside_manifest, manifest_key, read_manifest
 from tasks.publication import object_key
 from tasks.store import BrokenObjectError, MissingObjectError, ObjectInfo, Store
 from tasks.store_contents import (
@@ -201,7 +201,9 @@ def _delete(store: Store, address: str) -> None:
     manifest = read_manifest(store, address)
     if manifest is not None:
         store.delete([manifest_key(address)])
-        store.delete([object_key(address, name) for name in (CARD, *(entry.stored_as for entry in manifest.entries))])
+        names = [info.key.removeprefix(f"{address}/") for info in store.list(f"{address}/")]
+        listed = {entry.stored_as for entry in manifest.entries}
+        store.delete([object_key(address, name) for name in names if name in listed or is_beside_manifest(name)])
 
 
 def _belongs(address: str, needed: set[str]) -> bool:

@@ -15,6 +15,9 @@ MANIFEST = "manifest.json"
 # The model card of a checkpoint lies beside what its manifest lists: it tells the scores, which are known only after
 # the checkpoint is whole, and every run writes it anew.
 CARD = "README.md"
+# So do the files that let MLflow load a registered checkpoint: its description, and the tokenizer in its place.
+MLMODEL = "MLmodel"
+COMPONENTS = "components/"
 SCHEMA_VERSION = 1
 
 
@@ -59,6 +62,11 @@ class Artifact(_Record):
     metadata: dict[str, JsonValue]
     reused: bool = Field(description="Found whole, or another worker's, instead of published by this one.")
     seconds: float = Field(description="From opening the publication to its manifest; 0 when it was found.")
+
+
+def is_beside_manifest(name: str) -> bool:
+    """Say whether a name inside an address is one that belongs there although no manifest lists it."""
+    return name in (CARD, MLMODEL) or name.startswith(COMPONENTS)
 
 
 def manifest_key(address: str) -> str:

@@ -12,14 +12,20 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 from tasks.addresses import ResolvedFusion
+from tasks.cache_collection import verify
+from tasks.loading import publish_loading_files
 from tasks.manifest import CARD
 from tasks.publication import Artifact
+from tasks.registry import ADDRESS, CANDIDATE, CHAMPION, NOT_THERE, version_by_alias
+from tasks.registry_texts import NOTE, run_text, version_tags, version_text
+from tasks.store import BrokenObjectError, Store
+from tasks.store_lock import held
 from tasks.summarize import RunFiles
 from tasks.tracking import Tracking, plain_errors
 from tasks.workplace import Workplace, open_workplace
 
-CANDIDATE = "candidate"
-LONGEST_DESCRIPTION = 4500
+# Registering reads the checkpoint back, which of a large one takes minutes.
+LOCK_SECONDS = 1800.0
 
 
 class FusionResult(BaseModel):
@@ -37,18 +43,41 @@ class FusionResult(BaseModel):
 def register_model(
     fusion: ResolvedFusion, merged: Artifact, files: RunFiles, fusion_run: str | None = None
 ) -> FusionResult:
-    """Register the fused model, once for each address, after its bytes are verified against the manifest."""
+    """Register the fused model, once for each address, after its bytes were read back from the store.
+
+    It becomes the candidate, unless it is the champion already.
+
+    Raises
+    ------
+    BrokenObjectError
+        The store gives back something else than was published.
+    TrackingError
+        MLflow does not answer.
+    """
     workplace = open_workplace()
     config = fusion.config
     tracking = workplace.tracking(config.registry.experiment)
     name = config.registry.model_name or config.name
     folder = _lasting_folder(workplace, merged, files)
-    with plain_errors(workplace.settings):
+    busy = f"Another fusion is registering a version of {name!r}"
+    with held(workplace.store, f"register-{name}", busy, LOCK_SECONDS), plain_errors(workplace.settings):
         version = _find_version(tracking, name, merged.address)
         if version is None:
-            version = _create_version(workplace, tracking, name, merged, files, fusion_run)
-        tracking.client.set_registered_model_alias(name, CANDIDATE, version)
-    tracking.log(fusion_run, tags={"fuseline.registered": f"{name} version {version}"})
+            _require_read_back(workplace.store, merged.address)
+            publish_loading_files(workplace.store, merged.address, workplace.folder(merged.address))
+            version = _create_version(workplace, tracking, name, merged, fusion_run)
+        for key, value in version_tags(fusion, files.summary, fusion_run).items():
+            tracking.client.set_model_version_tag(name, version, key, value)
+        tracking.client.update_model_version(name, version, version_text(files.summary, name, version))
+        if version_by_alias(tracking.client, name, CHAMPION) != version:
+            tracking.client.set_registered_model_alias(name, CANDIDATE, version)
+    tracking.log(
+        fusion_run,
+        tags={
+            "fuseline.registered": f"{name} version {version}",
+            NOTE: run_text(workplace.store, tracking, files.summary, name, version),
+        },
+    )
     return FusionResult(model_name=name, model_version=version, model_folder=folder, files=files, fusion_run=fusion_run)
 
 
@@ -84,24 +113,30 @@ def _link(path: Path, to: Path) -> None:
 def _find_version(tracking: Tracking, name: str, address: str) -> str | None:
     try:
         tracking.client.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
         tracking.client.create_registered_model(name, description="Fused by Fuseline.")
-    versions = tracking.client.search_model_versions(f"name='{name}' and tag.`fuseline.address`='{address}'")
+    versions = tracking.client.search_model_versions(f"name='{name}' and tag.`{ADDRESS}`='{address}'")
     return str(versions[0].version) if versions else None
 
 
 def _create_version(
-    workplace: Workplace, tracking: Tracking, name: str, merged: Artifact, files: RunFiles, fusion_run: str | None
+    workplace: Workplace, tracking: Tracking, name: str, merged: Artifact, fusion_run: str | None
 ) -> str:
-    card = (files.folder / CARD).read_text(encoding="utf-8")
     version = tracking.client.create_model_version(
         name,
         source=_source(workplace, tracking, name, merged),
         run_id=fusion_run,
-        tags={"fuseline.address": merged.address, "fuseline.manifest": merged.digest},
-        description=card[:LONGEST_DESCRIPTION],
+        tags={ADDRESS: merged.address, "fuseline.manifest": merged.digest},
     )
     return str(version.version)
+
+
+def _require_read_back(store: Store, address: str) -> None:
+    """Read every object of a checkpoint from the store in pieces and compare it with the manifest."""
+    for broken in verify(store, [address]):
+        raise BrokenObjectError(broken.address, broken.name, broken.found)
 
 
 def _source(workplace: Workplace, tracking: Tracking, name: str, merged: Artifact) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from fusion_core.errors import StoreError
-from tasks.manifest import CARD, MANIFEST, Artifact, artifact_of, read_manifest
+from tasks.manifest import MANIFEST, Artifact, artifact_of, is_beside_manifest, read_manifest
 from tasks.store import BrokenObjectError, ObjectInfo, Store
 
 # Locks, what re-fusion remembers, and sources that others have put there: no publications, and nobody's garbage.
@@ -142,8 +142,12 @@ def read_contents(store: Store) -> Contents:
             continue
         artifacts.append(StoredArtifact(manifest.stage, info.modified, artifact_of(manifest, reused=True, seconds=0.0)))
         listed = {f"{address}/{entry.stored_as}" for entry in manifest.entries}
-        listed |= {info.key, f"{address}/{CARD}"}
-        strays.extend(item for item in beside[address] if item.key not in listed)
+        listed.add(info.key)
+        strays.extend(
+            item
+            for item in beside[address]
+            if item.key not in listed and not is_beside_manifest(item.key.removeprefix(f"{address}/"))
+        )
     unfinished = tuple(_unfinished(address, objects) for address, objects in sorted(alone.items()))
     return Contents(tuple(artifacts), tuple(broken), unfinished, tuple(strays))
 

@@ -7,8 +7,9 @@ import sys
 import typer
 
 from flows.command_line.cache_commands import cache
-from flows.command_line.fusion_commands import plan, promote, report, run
+from flows.command_line.fusion_commands import plan, report, run
 from flows.command_line.place_commands import doctor
+from flows.command_line.registry_commands import lineage, promote, reproduce, rollback
 from flows.command_line.source_commands import add_source, receiver, refusion, sources
 from flows.command_line.stack_commands import down, status, up
 from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
@@ -38,6 +39,9 @@ for command in (
     merge,
     evaluate,
     promote,
+    rollback,
+    lineage,
+    reproduce,
     report,
     doctor,
     up,

@@ -1,4 +1,4 @@
-"""Commands on a whole fusion: plan, run, promote, report."""
+"""Commands on a whole fusion: plan, run, report."""
 
 from __future__ import annotations
 
@@ -40,19 +40,6 @@ def run(config: Recipe) -> None:
     from flows.fusechat import fusechat
 
     print_result(fusechat(recipe))
-
-
-def promote(
-    model: Annotated[str, typer.Argument(help="Registered model's name.", show_default=False)],
-    version: Annotated[str | None, typer.Argument(help="Version; default: the candidate.")] = None,
-) -> None:
-    """Make a registered version the champion; the champion so far becomes 'previous'."""
-    make_ready()
-    from flows.promote import promote as promote_flow
-
-    decision = promote_flow(model, version)
-    before = f", before it version {decision.previous}" if decision.previous else ""
-    print(f"{model} version {decision.champion} is champion{before}.")
 
 
 def report(config: Recipe) -> None:

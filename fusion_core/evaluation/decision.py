@@ -23,12 +23,14 @@ class Measure(Record):
         None where the interval is not known.
     scale : str
         What makes two scores comparable, such as the judge and the questions; only equal scales compare.
+    higher_is_better : bool
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
     scale: str = ""
+    higher_is_better: bool = True
 
 
 class Contender(Record):
@@ -87,9 +89,29 @@ class GateResult(Record):
     confidence: float | None = None
     dialogues: int | None = None
 
+    def cells(self) -> tuple[str, ...]:
+        """Return gate, metric, rival, both scores, gain, interval, threshold and outcome as a table shows them."""
+        interval = "" if self.low is None else f"{self.low:+.4f} to {self.high:+.4f} ({self.confidence:.0%})"
+        threshold = self.threshold if self.gate == "must_beat" or self.threshold is None else -self.threshold
+        return (
+            self.gate.replace("_", " "),
+            self.metric,
+            self.rival,
+            _number(self.candidate, ".4f"),
+            _number(self.other, ".4f"),
+            _number(self.gain, "+.4f"),
+            interval,
+            "" if threshold is None else f"{'>' if self.gate == 'must_beat' else '>='} {threshold:g}",
+            "passed" if self.passed else "NOT PASSED",
+        )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
 
 class Decision(Record):
-    """What the gates say of a candidate."""
+    """What the gates say of a candidate; ``champion`` is None where there is none yet."""
 
     candidate: str
     champion: str | None
@@ -105,3 +127,15 @@ class Decision(Record):
         """Why it failed, or that it passed, in one line."""
         failed = [gate.reason for gate in self.gates if not gate.passed]
         return "; ".join(failed) if failed else f"{self.candidate} passed {len(self.gates)} of {len(self.gates)} gates"
+
+    def markdown(self) -> str:
+        """Return every number as a Markdown table, with the outcome above it."""
+        against = f"against {self.champion}" if self.champion else "with no champion yet"
+        lines = [
+            f"**{self.candidate} {'passes' if self.passed else 'does not pass'} its gates**, {against}.",
+            "",
+            "| gate | metric | against | candidate | other | better by | interval | needed | |",
+            "|---|---|---|---:|---:|---:|---|---:|---|",
+        ]
+        lines += [f"| {' | '.join(gate.cells())} |" for gate in self.gates]
+        return "\n".join([*lines, "", *(f"- {gate.reason}" for gate in self.gates)]) + "\n"

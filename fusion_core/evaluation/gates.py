@@ -191,7 +191,7 @@ def _compare(
             f"{candidate.name} and {rival.name} were scored on {metric} in different ways ({ours.scale or 'unknown'} "
             f"and {theirs.scale or 'unknown'}); score both alike"
         )
-    gain = ours.mean - theirs.mean
+    gain = (ours.mean - theirs.mean) * (1.0 if ours.higher_is_better else -1.0)
     low = high = None
     widths = [(one.high - one.low) / 2 for one in (ours, theirs) if one.low is not None and one.high is not None]
     if len(widths) == 2:

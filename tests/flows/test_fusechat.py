@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.fusechat import fusechat
 from fusion_core.recipes import load_recipe
+from tasks.manifest import is_beside_manifest
 from tasks.publication import read_manifest
 from tasks.register import FusionResult
 from tasks.tracking import Tracking
@@ -44,12 +45,14 @@ def test_everything_published_is_whole(first_run: FusionResult) -> None:
     assert len(addresses) == 2 + 3 + 2 + 3 + 1 + 7
     for address in addresses:
         place.folder(address)
-    # Beside what manifests list there is only the model card.
+    # Beside what manifests list there are only the model card and what MLflow loads the checkpoint by.
     listed = {
         f"{address}/{entry.name}" for address in addresses for entry in read_manifest(place.store, address).entries
     }
     loose = {key for key in keys if not key.endswith("/manifest.json")} - listed
-    assert [key.rpartition("/")[2] for key in loose] == ["README.md"]
+    beside = {key.removeprefix(f"{first_run.files.summary.model('fused').origin}/") for key in loose}
+    assert {"README.md", "MLmodel", "components/tokenizer/tokenizer.json"} <= beside
+    assert all(is_beside_manifest(name) for name in beside)
 
 
 def test_merged_checkpoint_loads_in_plain_transformers_and_speaks(first_run: FusionResult) -> None:

@@ -123,6 +123,22 @@ def test_judged_scores_compare_by_their_intervals() -> None:
     assert not other.passed and "in different ways" in other.reason
 
 
+def test_where_less_is_better_a_lower_score_beats() -> None:
+    config = beat(metric="perplexity", confidence=None)
+    new, old = (
+        Contender(name=n, measures={"perplexity": Measure(mean=m, higher_is_better=False)})
+        for n, m in (("new", 5.0), ("old", 6.0))
+    )
+    assert decide(config, new, {"champion": old}).gates[0].gain == 1.0
+    assert not decide(config, old, {"champion": new}).passed
+
+
+def test_the_table_shows_every_number() -> None:
+    decision = decide(beat(margin=0.01), contender("version 2", BETTER), {"champion": contender("version 1", SAME)})
+    cells = "| version 1 | 0.5500 | 0.6500 | +0.1000 | +0.1000 to +0.1000 (95%) | > 0.01 | passed |"
+    assert f"| must beat | nats_per_byte {cells}" in decision.markdown()
+
+
 def test_categories_that_only_one_has_are_not_passed() -> None:
     config = PromotionConfig(must_beat=(), must_not_drop_more_than=(MustNotDrop(metric="mt_bench", limit=0.5),))
     new = Contender(name="new", measures={"mt_bench/overall": Measure(mean=1), "mt_bench/maths": Measure(mean=6.6)})

@@ -1,0 +1,67 @@
+"""How decisions and lineage read on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from fusion_core.report.formats import format_bytes
+from tasks.lineage import Lineage, LineageNode
+from tasks.promotion import Candidacy
+
+COLUMNS = ("gate", "metric", "against", "candidate", "other", "better by", "interval", "needed", "")
+SHORT = 12
+
+
+def print_decision(candidacy: Candidacy) -> None:
+    """Print what every gate saw."""
+    console = Console(markup=False)
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in COLUMNS[3:6] else "left", overflow="fold")
+    for gate in candidacy.decision.gates:
+        table.add_row(*gate.cells())
+    champion = f"champion version {candidacy.champion}" if candidacy.champion else "no champion yet"
+    console.print(f"{candidacy.model_name} version {candidacy.version}, {champion}", highlight=False)
+    console.print(table)
+
+
+def print_lineage(lineage: Lineage) -> None:
+    """Print a version's tree of publications, then models, data, code and packages."""
+    console = Console(markup=False, soft_wrap=True, highlight=False)
+    record = lineage.record
+    tree = Tree(f"{lineage.model_name} version {lineage.version}, MLflow run {lineage.run}")
+    seen: set[str] = set()
+    _grow(tree, lineage.tree, seen)
+    scores = tree.add("scores")
+    for node in lineage.scores:
+        scores.add(_label(node))
+    console.print(tree)
+    console.print()
+    for model in record.models:
+        place = f"{model.origin} at {model.revision}" if model.revision else model.origin
+        console.print(f"{model.role + ':':<9}{model.name}: {place}, digest {model.digest[:SHORT]}, {model.dtype}")
+    for file in record.files:
+        place = f"{file.origin} at {file.revision}" if file.revision else file.origin
+        console.print(f"data:    {place}, domain {file.domain}, SHA-256 {file.digest[:SHORT]}")
+    console.print(f"dataset: {record.dataset_digest}")
+    console.print(f"code:    {record.code}")
+    console.print(f"device:  {record.device}")
+    console.print("with:    " + ", ".join(f"{name} {number}" for name, number in record.packages.items()))
+
+
+def _grow(tree: Tree, node: LineageNode, seen: set[str]) -> None:
+    again = " (see above)" if node.address in seen and node.inputs else ""
+    branch = tree.add(_label(node) + again)
+    if not again:
+        seen.add(node.address)
+        for below in node.inputs:
+            _grow(branch, below, seen)
+
+
+def _label(node: LineageNode) -> str:
+    if not node.held:
+        return f"{node.stage} {node.subject}: no longer in the store ({node.address})"
+    size = f"{node.shards} shards, " if node.shards else ""
+    return f"{node.stage} {node.subject}: {size}{format_bytes(node.bytes)} at {node.address}, run {node.run[:SHORT]}"

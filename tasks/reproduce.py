@@ -1,0 +1,120 @@
+"""A registered version made again: its recipe with everything pinned, and the commands."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from ruamel.yaml import YAML
+
+from fusion_core.errors import ConfigError
+from fusion_core.recipes import load_recipe, read_mapping
+from tasks.lineage_record import LineageRecord
+from tasks.local_files import disk_errors
+from tasks.registry import read_record, read_version
+from tasks.resolve import resolve_fusion
+from tasks.tracking import Tracking
+from tasks.workplace import open_workplace
+
+RECIPE_NAME = "recipe.yaml"
+PACKAGES_NAME = "requirements.txt"
+COMMANDS_NAME = "reproduce.sh"
+
+
+class Reproduction(BaseModel):
+    """What was written, and the address that running it gives."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Path
+    commands: Path
+    address: str
+    command: str
+
+
+def write_reproduction(model_name: str, version: str, folder: Path) -> Reproduction:
+    """Write recipe, package versions and commands that make a registered version again.
+
+    Raises
+    ------
+    ConfigError
+        There is no such version, Fuseline did not register it, or the folder holds another recipe.
+    TrackingError
+        The version's run is gone from MLflow.
+    """
+    workplace = open_workplace()
+    tracking = Tracking(workplace.settings, "fuseline")
+    record = read_record(tracking, read_version(tracking, model_name, version))
+    recipe, commands = folder / RECIPE_NAME, folder / COMMANDS_NAME
+    text = _recipe(record, folder)
+    if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"{recipe} is there already and says something else; give another --out.")
+    command = f"fuseline run {shlex.quote(str(recipe))}"
+    with disk_errors(f"Writing to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for model in record.models:
+            if model.chat_template is not None:
+                _template(folder, model.name).write_text(model.chat_template, encoding="utf-8")
+        recipe.write_text(text, encoding="utf-8")
+        packages = [
+            # What follows a plus names a build that no package index has.
+            f"{name}=={number.partition('+')[0]}"
+            for name, number in record.packages.items()
+            if number[:1].isdigit()
+        ]
+        (folder / PACKAGES_NAME).write_text("\n".join(packages) + "\n", encoding="utf-8")
+        commands.write_text(_commands(record, model_name, version, command), encoding="utf-8")
+    return Reproduction(recipe=recipe, commands=commands, address=record.address, command=command)
+
+
+def check_reproduction(made: Reproduction, model_name: str, version: str) -> list[str]:
+    """Resolve the written recipe here and now and say what is not as it was; empty when the address is the same."""
+    tracking = Tracking(open_workplace().settings, "fuseline")
+    record = read_record(tracking, read_version(tracking, model_name, version))
+    fusion = resolve_fusion(load_recipe(made.recipe))
+    if fusion.merged() == record.address:
+        return []
+    differences = [
+        f"model {model.name} at {origin.origin} is not what it was"
+        for model, origin in zip((fusion.pivot, *fusion.sources), record.models, strict=True)
+        if model.digest != origin.digest
+    ]
+    if fusion.dataset_digest != record.dataset_digest:
+        differences.append("the data files or their preparation are not what they were")
+    return differences or ["this version of Fuseline computes a stage in another way; check out the commit above"]
+
+
+def _recipe(record: LineageRecord, folder: Path) -> str:
+    values = read_mapping(record.recipe, Path(RECIPE_NAME))
+    entries = {entry["name"]: entry for entry in (values["pivot"], *values["sources"])}
+    for model in record.models:
+        if model.chat_template is not None:
+            entries[model.name]["chat_template"] = _template(folder, model.name).name
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(values, text)
+    return text.getvalue()
+
+
+def _template(folder: Path, model: str) -> Path:
+    return folder / f"chat_template_{model}.jinja"
+
+
+def _commands(record: LineageRecord, model_name: str, version: str, command: str) -> str:
+    code = record.code
+    lines = [
+        "#!/bin/sh",
+        f"# Makes version {version} of {model_name} again; it was made on {record.device}.",
+        f"# The fused model's address is {record.address}",
+        f"# Fuseline: {code}",
+    ]
+    if code.commit is not None:
+        lines.append(f"git checkout {code.commit}")
+    if code.dirty or code.commit is None:
+        lines.append(f"# The code then had no commit of its own; the digest of its files was {code.files}")
+    places = [
+        f"{one.origin} ({one.revision or 'SHA-256 ' + one.digest[:16]})" for one in (*record.models, *record.files)
+    ]
+    lines += [f"# It reads {place}" for place in places]
+    return "\n".join([*lines, f"pip install -r {PACKAGES_NAME}", command]) + "\n"
