@@ -142,7 +142,7 @@ class JudgedTable(Record):
     @property
     def categories(self) -> tuple[str, ...]:
         """Metrics of the question categories alone, such as ``mt_bench/writing``: the axes of a radar chart."""
-        others = {"overall", "turn_1", "turn_2", "win_rate", "length_controlled_win_rate"}
+        others = {"overall", "turn_1", "turn_2", "win_rate", "wins", "ties", "losses", "length_controlled_win_rate"}
         return tuple(name for name in self.metrics if name.partition("/")[2] not in others)
 
     def row(self, model: str) -> JudgedScores:
