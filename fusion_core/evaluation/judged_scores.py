@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from fusion_core.evaluation.decision import Measure
 from fusion_core.evaluation.score_table import Record
 
 
@@ -144,6 +145,24 @@ class JudgedTable(Record):
         """Metrics of the question categories alone, such as ``mt_bench/writing``: the axes of a radar chart."""
         others = {"overall", "turn_1", "turn_2", "win_rate", "wins", "ties", "losses", "length_controlled_win_rate"}
         return tuple(name for name in self.metrics if name.partition("/")[2] not in others)
+
+    @property
+    def scale(self) -> str:
+        """What makes two tables comparable: the same questions under the same judge."""
+        judge = self.judge
+        return (
+            f"{self.benchmark} {self.benchmark_digest[:12]}, judge {judge.model} at {judge.endpoint}, temperature "
+            f"{judge.temperature:g}, {judge.judgments} judgments"
+        )
+
+    def measures(self, model: str) -> dict[str, Measure]:
+        """Return one model's metrics as the promotion's gates read them; what has no judgment is left out."""
+        row = next((row for row in self.rows if row.model == model), None)
+        return {
+            name: Measure(mean=found.mean, low=found.low, high=found.high, scale=self.scale)
+            for name, found in (row.means if row is not None else {}).items()
+            if found.mean is not None
+        }
 
     def row(self, model: str) -> JudgedScores:
         """Return one model's line."""
