@@ -11,6 +11,7 @@ from tasks.extract import extract
 from tasks.fuse import fuse
 from tasks.fusion_run import fusion_run
 from tasks.merge import merge
+from tasks.page_tables import show_plan, show_result
 from tasks.prepare import prepare
 from tasks.register import FusionResult, register
 from tasks.resolve import resolve_fusion
@@ -25,6 +26,7 @@ def fusechat(config: FusionConfig) -> FusionResult:
     """Fuse every source's knowledge into the pivot, merge the targets, score and register the fused model."""
     log_errors_plainly()
     fusion = resolve_fusion(config)
+    show_plan(fusion)
     with fusion_run(fusion) as run:
         dialogues = prepare(fusion, run)
 
@@ -44,4 +46,5 @@ def fusechat(config: FusionConfig) -> FusionResult:
             scores[name] = evaluate(fusion, checkpoint, name, dialogues.held_out, run)
 
         files = summarize(fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, run)
+        show_result(fusion, files, run)
         return register(fusion, merged, files, run)

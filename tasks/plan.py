@@ -58,7 +58,7 @@ def make_plan(config: FusionConfig) -> Plan:
     if fusion is None:
         unknown_status: Status = "unknown"
         return plan.with_status({(row.stage, row.subject): unknown_status for row in plan.rows})
-    return plan.with_status(_statuses(open_workplace(), fusion))
+    return plan.with_status(stage_statuses(open_workplace(), fusion))
 
 
 def stage_addresses(fusion: ResolvedFusion) -> dict[tuple[str, str], str]:
@@ -81,7 +81,8 @@ def stage_addresses(fusion: ResolvedFusion) -> dict[tuple[str, str], str]:
     return addresses
 
 
-def _statuses(workplace: Workplace, fusion: ResolvedFusion) -> dict[tuple[str, str], Status]:
+def stage_statuses(workplace: Workplace, fusion: ResolvedFusion) -> dict[tuple[str, str], Status]:
+    """Look every stage of a fusion up in the store."""
     return {
         key: "cached" if find_artifact(workplace.store, address) is not None else "compute"
         for key, address in stage_addresses(fusion).items()
