@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fusion_core.errors import ConfigError
@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     """The object store, the local cache and the servers of one place.
 
     Reads the environment once; relative folders become absolute at that moment, so that a later change of the working
-    directory moves nothing. Secrets are no settings: boto3 and MLflow read their own variables.
+    directory moves nothing. Passwords are no settings: boto3 and MLflow read their own variables.
 
     Raises
     ------
@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
         description="Prefect's server; default: its ephemeral one.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="What MLflow's webhook signs with, for `fuseline receiver`; shown nowhere."
     )
 
     def __init__(self, **values: Any) -> None:
