@@ -87,7 +87,13 @@ def score_benchmark(
     return compute_once(workplace, stage, compute)
 
 
-run_benchmark = stage_task(score_benchmark, "evaluate {name} on {benchmark.name}")
+run_benchmark = stage_task(
+    score_benchmark,
+    "evaluate {name} on {benchmark.name}",
+    lambda fusion, model, name, benchmark, *_, **__: benchmark_address(
+        fusion, model.address if isinstance(model, Artifact) else model, benchmark
+    ),
+)
 
 
 def benchmark_address(fusion: ResolvedFusion, model: ResolvedModel | str, benchmark: Benchmark) -> str:
