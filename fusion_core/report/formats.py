@@ -37,6 +37,23 @@ def format_seconds(value: float) -> str:
     return f"{value / 86400:,.1f} days"
 
 
+def format_hours(value: float) -> str:
+    """Write device hours with as many digits as they deserve."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def format_signed(value: float, digits: int) -> str:
+    """Write a difference with its sign, a minus being a minus."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_figure(value: float, is_share: bool, unit: bool = True) -> str:
+    """Write a benchmark's figure: a share in percent, anything else with three decimals."""
+    if not is_share:
+        return f"{value:.3f}"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if unit else f"{100 * value:.1f}"
+
+
 def format_share(part: float, whole: float) -> str:
     """Write a part of a whole in percent; a dash where there is no whole."""
     return f"{100 * part / whole:.1f} %" if whole else "–"

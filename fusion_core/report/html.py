@@ -9,11 +9,25 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.report.best import best_by_column
 from fusion_core.report.charts import loss_chart, merge_weight_charts, weights_outside_layers
-from fusion_core.report.formats import format_bytes, format_count, format_seconds, format_share
+from fusion_core.report.costs import costs_by_stage
+from fusion_core.report.formats import (
+    format_bytes,
+    format_count,
+    format_figure,
+    format_hours,
+    format_seconds,
+    format_share,
+    format_signed,
+)
 from fusion_core.report.headline import headline
+from fusion_core.report.radar import radar_charts
 from fusion_core.report.run_summary import RunSummary
+
+# A token that became this much likelier or unlikelier, in nats, is marked weakly, plainly, strongly.
+LEAST_MARKED_NATS = (0.25, 1.0, 2.5)
 
 
 def render_report(summary: RunSummary) -> str:
@@ -27,7 +41,7 @@ def render_report(summary: RunSummary) -> str:
         The page; save it as UTF-8.
     """
     merge = summary.merge
-    # The charts are our own SVG with every text drawn as paths; nothing else is trusted as markup.
+    # The charts are our own SVG, whose texts are escaped or drawn as paths; nothing else is trusted as markup.
     return _template().render(
         summary=summary,
         headline=headline(summary),
@@ -37,7 +51,24 @@ def render_report(summary: RunSummary) -> str:
         weight_maps=[(target, Markup(svg)) for target, svg in merge_weight_charts(merge)] if merge else [],
         outer_weights=weights_outside_layers(merge) if merge else {},
         own_tokenizers=models_with_own_tokenizer(summary),
+        radars=radar_charts(summary),
+        costs=costs_by_stage(summary),
+        published=(),
     )
+
+
+def judged_best(table: JudgedTable, metric: str) -> str | None:
+    """Return the model with the highest mean of a judged metric."""
+    means = {row.model: mean for row in table.rows if (mean := row.means[metric].mean) is not None}
+    return max(means, key=lambda model: means[model]) if means else None
+
+
+def mark_of(change: float | None) -> str:
+    """Return the style of a piece of text: g for a gain, l for a loss, 1 to 3 by how much; empty where it is small."""
+    if change is None or abs(change) < LEAST_MARKED_NATS[0]:
+        return ""
+    level = sum(abs(change) >= nats for nats in LEAST_MARKED_NATS)
+    return f"{'g' if change < 0 else 'l'}{level}"
 
 
 def models_with_own_tokenizer(summary: RunSummary) -> set[str]:
@@ -49,7 +80,7 @@ def models_with_own_tokenizer(summary: RunSummary) -> set[str]:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("fusion_core.report", "."),
+        loader=PackageLoader("fusion_core.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -59,10 +90,20 @@ def _template() -> Template:
         "bytes": format_bytes,
         "count": format_count,
         "seconds": format_seconds,
-        "signed": lambda value: f"{value:+.4f}".replace("-", "−"),
-        "compact": lambda value: f"{value:+.3f}".replace("-", "−"),
+        "signed": lambda value: format_signed(value, 4),
+        "compact": lambda value: format_signed(value, 3),
+        "hundredths": lambda value: format_signed(value, 2),
+        "figure": format_figure,
+        "signed_figure": lambda value, is_share: format_signed(
+            100 * value if is_share else value, 1 if is_share else 3
+        ),
+        "hours": format_hours,
+        "money": lambda value: f"{value:,.2f}",
+        "mark": mark_of,
+        "part": lambda metric: metric.partition("/")[2].replace("_", " "),
+        "benchmark_title": lambda metric: metric.replace("/", " / ").replace("_", " "),
         "moment": lambda text: datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip(),
         "grouped": lambda value: f"{value:,}",
     }
-    environment.globals |= {"share": format_share}
+    environment.globals |= {"share": format_share, "judged_best": judged_best}
     return environment.get_template("report.html.jinja")

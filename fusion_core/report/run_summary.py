@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fusion_core.evaluation.answer_changes import AnswerChanges
+from fusion_core.evaluation.benchmark_table import BenchmarkTable
+from fusion_core.evaluation.dialogue_changes import DialogueChanges
+from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.evaluation.score_table import Record, ScoreTable
 
 Role = Literal["pivot", "source", "target", "control", "fused"]
@@ -77,6 +81,10 @@ class StageRow(Record):
         Response positions handled, for stages that count them.
     address : str
         Key in the object store.
+    seconds_when_computed : float
+        Wall time when it was computed, in this run or an earlier one.
+    devices : int
+        Devices it ran on at once.
     """
 
     stage: str
@@ -86,6 +94,8 @@ class StageRow(Record):
     bytes: int
     positions: int | None = None
     address: str = ""
+    seconds_when_computed: float = 0.0
+    devices: int = 1
 
 
 class CoverageRow(Record):
@@ -179,6 +189,13 @@ class MergeSummary(Record):
         return self
 
 
+class Price(Record):
+    """What an hour of one device costs at the place that ran it."""
+
+    per_hour: float
+    currency: str
+
+
 class RunSummary(Record):
     """One run from its recipe to its scores.
 
@@ -202,9 +219,21 @@ class RunSummary(Record):
     quarantined_dialogues : int
         Malformed dialogues set aside.
     scores : ScoreTable or None
-        None where nothing was scored.
+        Held-out nats per byte; None where nothing was scored.
+    benchmarks : BenchmarkTable or None
+        Benchmarks without a judge; None where the recipe asks for none.
+    judged : tuple of JudgedTable
+        Benchmarks with one.
+    dialogue_changes : DialogueChanges or None
+        Held-out dialogues on which the fused model gained and lost most.
+    answer_changes : AnswerChanges or None
+        Benchmark questions that it gained and lost.
     merge : MergeSummary or None
         None with a single target.
+    price : Price or None
+        None where nobody gave one.
+    uses_gpu : bool
+        Whether `device` is a GPU.
     versions : dict
         Package to version.
     """
@@ -220,10 +249,16 @@ class RunSummary(Record):
     data: tuple[DataRow, ...] = ()
     quarantined_dialogues: int = 0
     scores: ScoreTable | None = None
+    benchmarks: BenchmarkTable | None = None
+    judged: tuple[JudgedTable, ...] = ()
+    dialogue_changes: DialogueChanges | None = None
+    answer_changes: AnswerChanges | None = None
     stages: tuple[StageRow, ...] = ()
     coverage: tuple[CoverageRow, ...] = ()
     curves: tuple[TrainingCurve, ...] = ()
     merge: MergeSummary | None = None
+    price: Price | None = None
+    uses_gpu: bool = False
     versions: dict[str, str] = Field(default_factory=dict)
 
     def model(self, name: str) -> ModelRow | None:

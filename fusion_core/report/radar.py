@@ -1,0 +1,165 @@
+"""Radar charts as inline SVG: one axis a domain or category, one line a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from fusion_core.evaluation.judged_scores import JudgedTable
+from fusion_core.report.run_summary import RunSummary
+
+WIDTH, HEIGHT, RADIUS = 420.0, 330.0, 112.0
+CENTRE_X, CENTRE_Y = WIDTH / 2, HEIGHT / 2
+FEWEST_AXES = 3
+RINGS = 4
+LONGEST_LABEL = 22
+# Lines differ by dashes too: colours alone are lost in print and to some eyes.
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2")
+# As many as the page has colours for.
+MOST_SERIES = 6
+
+
+@dataclass(frozen=True)
+class Radar:
+    """A chart with its legend and what its rings mean.
+
+    Parameters
+    ----------
+    title, note : str
+    svg : Markup
+    models : tuple of (name, number of its colour, dashes)
+    """
+
+    title: str
+    note: str
+    svg: Markup
+    models: tuple[tuple[str, int, str], ...]
+
+
+def radar_charts(summary: RunSummary) -> list[Radar]:
+    """Draw what the run has: held-out scores by domain, judged scores by category.
+
+    Returns
+    -------
+    list of Radar
+        Without those that have fewer than three axes.
+    """
+    roles = ("fused", "pivot", "source", "control") if summary.models_of("fused") else ("target", "pivot", "source")
+    names = [model.name for role in roles for model in summary.models_of(role)]  # type: ignore[arg-type]
+    charts = [_by_domain(summary, names)]
+    charts += [_by_category(table, names) for table in summary.judged]
+    return [chart for chart in charts if chart is not None]
+
+
+def _by_domain(summary: RunSummary, names: Sequence[str]) -> Radar | None:
+    table = summary.scores
+    if table is None or len(table.domains) < FEWEST_AXES:
+        return None
+    baseline = table.row(table.baseline)
+    scored = {row.model: row for row in table.rows}
+    series = {
+        name: [
+            100 * baseline.domains[domain].nats_per_byte / scored[name].domains[domain].nats_per_byte
+            for domain in table.domains
+        ]
+        for name in names
+        if name in scored
+    }
+    values = [value for several in series.values() for value in several]
+    low, high, step = _round_range(min(values), max(values))
+    return _chart(
+        "By domain",
+        f"{table.baseline}'s nats per byte in percent of the model's: farther out is better, {table.baseline} is at "
+        f"100 everywhere. The centre is {low:g}, rings are {step:g} apart.",
+        table.domains,
+        series,
+        low,
+        high,
+    )
+
+
+def _by_category(table: JudgedTable, names: Sequence[str]) -> Radar | None:
+    categories = table.categories
+    if len(categories) < FEWEST_AXES:
+        return None
+    rows = {row.model: row for row in table.rows}
+    series = {}
+    for name in names:
+        means = [rows[name].means[category].mean for category in categories] if name in rows else []
+        known = [mean for mean in means if mean is not None]
+        # A line with a gap would be read as a zero.
+        if means and len(known) == len(means):
+            series[name] = known
+    if not series:
+        return None
+    return _chart(
+        f"{table.benchmark.replace('_', '-')} by category",
+        f"Judged by {table.judge}: 1 at the centre, 10 at the rim.",
+        [category.partition("/")[2] for category in categories],
+        series,
+        1.0,
+        10.0,
+    )
+
+
+def _round_range(smallest: float, largest: float) -> tuple[float, float, float]:
+    """Return a centre below, a rim above and the distance of the rings, all round numbers."""
+    for step in (2.5, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 250.0, 1000.0):
+        low = max(0.0, math.floor(smallest / step - 0.2) * step)
+        if low + RINGS * step >= largest:
+            return low, low + RINGS * step, step
+    return 0.0, largest, largest / RINGS
+
+
+def _chart(
+    title: str, note: str, axes: Sequence[str], series: Mapping[str, Sequence[float]], low: float, high: float
+) -> Radar:
+    angles = [2 * math.pi * index / len(axes) - math.pi / 2 for index in range(len(axes))]
+    parts = []
+    for ring in range(1, RINGS + 1):
+        points = " ".join(_point(angle, ring / RINGS) for angle in angles)
+        parts.append(Markup('<polygon points="{}" class="ring"/>').format(points))
+        value = low + (high - low) * ring / RINGS
+        x, y = _at(angles[0], ring / RINGS)
+        parts.append(
+            Markup('<text x="{:.1f}" y="{:.1f}" class="tick">{:g}</text>').format(x + 3, y + 3, round(value, 2))
+        )
+    for angle, label in zip(angles, axes, strict=True):
+        x, y = _at(angle, 1)
+        parts.append(
+            Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="ring"/>').format(
+                CENTRE_X, CENTRE_Y, x, y
+            )
+        )
+        x, y = _at(angle, 1.13)
+        anchor = "middle" if abs(math.cos(angle)) < 0.3 else "start" if math.cos(angle) > 0 else "end"
+        short = label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y + 4, anchor, short))
+    models = []
+    for number, (name, values) in enumerate(list(series.items())[:MOST_SERIES]):
+        shares = [min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
+        points = " ".join(_point(angle, share) for angle, share in zip(angles, shares, strict=True))
+        dashes = DASHES[number]
+        parts.append(
+            Markup('<polygon points="{}" class="line" style="stroke: var(--series-{})" stroke-dasharray="{}"/>').format(
+                points, number + 1, dashes
+            )
+        )
+        models.append((name, number + 1, dashes))
+    body = Markup("").join(parts)
+    svg = Markup('<svg class="radar" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, HEIGHT, escape(title), body
+    )
+    return Radar(title, note, svg, tuple(models))
+
+
+def _at(angle: float, share: float) -> tuple[float, float]:
+    return CENTRE_X + RADIUS * share * math.cos(angle), CENTRE_Y + RADIUS * share * math.sin(angle)
+
+
+def _point(angle: float, share: float) -> str:
+    x, y = _at(angle, share)
+    return f"{x:.1f},{y:.1f}"
