@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from fusion_core.errors import TrainingError
 
+STATE = "state.json"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Frozen weights are the pivot's and need no storing.
 WHOLE_TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -49,12 +50,20 @@ class TrainingCheckpoints:
         self._identity = json.loads(json.dumps(identity))
         self._keep = keep
 
-    def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: dict[str, Any], *, writes: bool) -> None:
-        """Write the state after `step` optimizer steps; every process calls this, one of them writes."""
+    def save(
+        self, step: int, model: nn.Module, optimizer: Optimizer, history: dict[str, Any], *, is_first: bool
+    ) -> Path | None:
+        """Write the state after `step` optimizer steps; every process calls this, the first one writes.
+
+        Returns
+        -------
+        Path or None
+            The checkpoint's folder, in the process that wrote it.
+        """
         weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE_TRAINED)
         moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=WHOLE)
-        if not writes:
-            return
+        if not is_first:
+            return None
         self._folder.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self._folder))
         try:
@@ -62,29 +71,53 @@ class TrainingCheckpoints:
             flat = {f"{name}/{key}": value for name, entry in moments["state"].items() for key, value in entry.items()}
             save_file(_unshared(flat), building / "optimizer.safetensors")
             state = {"step": step, "identity": self._identity, "history": history}
-            (building / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            (building / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             final = self._folder / f"step-{step:08d}"
             shutil.rmtree(final, ignore_errors=True)
             building.rename(final)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        for old in self._found()[: -self._keep]:
+        for old in checkpoints_in(self._folder)[: -self._keep]:
             shutil.rmtree(old)
+        return final
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
+    def restore(self, model: nn.Module, optimizer: Optimizer, *, is_first: bool) -> tuple[int, dict[str, Any]]:
         """Load the newest checkpoint; return the steps done and the history, or ``(0, {})`` where there is none.
+
+        Every process calls this; the first one reads and sends to the others, which may see no such folder.
 
         Raises
         ------
         TrainingError
             If the checkpoint belongs to another run or is broken.
         """
-        found = self._found()
-        if not found:
+        state, weights, tensors = self._read_newest() if is_first else ({}, {}, {})
+        several = torch.distributed.is_initialized()
+        if several:
+            sent = [state]
+            torch.distributed.broadcast_object_list(sent, src=0)
+            state = sent[0]
+        if not state:
             return 0, {}
+        # Not strict: frozen weights are not stored, and of tied ones only one name is, which the others follow.
+        whole = StateDictOptions(full_state_dict=True, strict=False, broadcast_from_rank0=several)
+        set_model_state_dict(model, weights, options=whole)
+        moments: dict[str, Any] = {}
+        for flat_name, tensor in tensors.items():
+            name, key = flat_name.rsplit("/", 1)
+            moments.setdefault(name, {})[key] = tensor
+        # Settings such as betas come from the recipe; only the moments were stored.
+        settings = get_optimizer_state_dict(model, optimizer)["param_groups"]
+        set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": settings}, options=whole)
+        return int(state["step"]), state["history"]
+
+    def _read_newest(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
+        found = checkpoints_in(self._folder)
+        if not found:
+            return {}, {}, {}
         newest = found[-1]
         try:
-            state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+            state = json.loads((newest / STATE).read_text(encoding="utf-8"))
             weights: dict[str, Any] = load_file(newest / "model.safetensors")
             tensors = load_file(newest / "optimizer.safetensors")
         except Exception as error:
@@ -102,20 +135,12 @@ class TrainingCheckpoints:
                 f"The training checkpoint {newest} belongs to a run with another {', '.join(differing)}; delete "
                 f"{self._folder} to start anew, or give this run a checkpoint folder of its own."
             )
-        # Not strict: frozen weights are not stored, and of tied ones only one name is, which the others follow.
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-        moments: dict[str, Any] = {}
-        for flat_name, tensor in tensors.items():
-            name, key = flat_name.rsplit("/", 1)
-            moments.setdefault(name, {})[key] = tensor
-        # Settings such as betas come from the recipe; only the moments were stored.
-        settings = get_optimizer_state_dict(model, optimizer)["param_groups"]
-        whole = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": settings}, options=whole)
-        return int(state["step"]), state["history"]
+        return state, weights, tensors
 
-    def _found(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-*") if (path / "state.json").is_file())
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the folders of whole checkpoints, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
 def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

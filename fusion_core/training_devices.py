@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,12 +10,14 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from fusion_core.config import TrainingConfig
 from fusion_core.devices import compute_dtype
+from fusion_core.errors import TrainingError
 from fusion_core.training_model import TargetModel
 
 
@@ -38,23 +41,73 @@ def accelerated(config: TrainingConfig, device: torch.device) -> Iterator[Accele
         _forget()
 
 
-def distributed(model: TargetModel, accelerator: Accelerator, strategy: str) -> nn.Module:
-    """Copy the model to every process (ddp), or leave each its share of every weight (fsdp); in place.
+def check_number_of_processes(processes: int, device: torch.device) -> None:
+    """Refuse more processes on this machine than it has devices for.
+
+    Raises
+    ------
+    TrainingError
+        If `processes` is more than the GPUs, or the cores where training is on the processor.
+    """
+    on_cpu = device.type == "cpu"
+    most = os.cpu_count() or 1 if on_cpu else torch.cuda.device_count()
+    if processes > most:
+        raise TrainingError(
+            f"`processes: {processes}` is more than the {most} {'cores' if on_cpu else 'GPUs'} of this machine; lower "
+            "it, or start training with torchrun on several machines."
+        )
+
+
+def is_spread(config: TrainingConfig, accelerator: Accelerator) -> bool:
+    """Tell whether every process holds its share of the weights alone."""
+    return config.strategy == "fsdp" and accelerator.num_processes > 1
+
+
+def distributed(model: TargetModel, accelerator: Accelerator, *, spread: bool) -> nn.Module:
+    """Copy the model to every process (ddp), or leave each its share of the first process's weights (fsdp); in place.
 
     Parameters
     ----------
     model : TargetModel
+        To be spread it needs weights in the first process alone, on the processor; the others' may be on ``meta``.
     accelerator : Accelerator
-    strategy : {"ddp", "fsdp"}
+    spread : bool
     """
-    if strategy == "ddp" or accelerator.num_processes == 1:
+    if not spread:
         return accelerator.prepare(model)
     # Straight to torch: accelerate knows FSDP2 on accelerators alone, and this must also run where tests run.
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in _repeated_layers(model):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    done: set[nn.Module] = set()
+    # Block by block, so that beside its share a process never holds more than one block and the embeddings.
+    for unit in [*_repeated_layers(model), model]:
+        _receive(unit, done, accelerator)
+        fully_shard(unit, mesh=mesh)
     return model
+
+
+def _receive(unit: nn.Module, done: set[nn.Module], accelerator: Accelerator) -> None:
+    # Tied weights are one tensor in several modules, and must be one afterwards.
+    received: dict[Tensor, Tensor] = {}
+    for module in unit.modules():
+        if module in done:
+            continue
+        done.add(module)
+        for values in (module._parameters, module._buffers):
+            for name, value in values.items():
+                if value is None or isinstance(value, DTensor):
+                    continue
+                if value not in received:
+                    received[value] = _from_first_process(value, accelerator)
+                values[name] = received[value]
+
+
+def _from_first_process(value: Tensor, accelerator: Accelerator) -> Tensor:
+    if accelerator.is_main_process:
+        tensor = value.detach().to(accelerator.device)
+    else:
+        tensor = torch.empty(value.shape, dtype=value.dtype, device=accelerator.device)
+    torch.distributed.broadcast(tensor, src=0)
+    return nn.Parameter(tensor, value.requires_grad) if isinstance(value, nn.Parameter) else tensor
 
 
 def _repeated_layers(model: nn.Module) -> list[nn.Module]:

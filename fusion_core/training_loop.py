@@ -8,10 +8,9 @@ processes change the result beyond rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,28 +22,27 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from fusion_core.config import ModelConfig, TrainingConfig
+from fusion_core.config import TrainingConfig
 from fusion_core.devices import compute_dtype
 from fusion_core.errors import TrainingError, TrainingInterruptedError
-from fusion_core.losses_mixture import Tail
-from fusion_core.models import ResolvedModel, load_model, read_model_config, resolve_model
-from fusion_core.progress import Advance
-from fusion_core.training_adapters import add_adapters, merge_adapters
+from fusion_core.models import ResolvedModel, read_model_config
+from fusion_core.training_adapters import merge_adapters
 from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
 from fusion_core.training_data import Batch, FusedShards, MicroBatch, load_batch
-from fusion_core.training_devices import accelerated, distributed
+from fusion_core.training_devices import accelerated
 from fusion_core.training_flops import FlopsMeter
 from fusion_core.training_interruption import Interruption
+from fusion_core.training_job import TrainingJob, TrainingListener
 from fusion_core.training_metrics import (
     StepResult,
     Stopwatch,
     TrainingHistory,
     TrainingReport,
-    TrainingWindow,
     peak_memory_bytes,
 )
-from fusion_core.training_model import TargetModel, check_packing, decay_groups, write_target
+from fusion_core.training_model import decay_groups, tied_names, write_target
 from fusion_core.training_plan import BatchPlan
+from fusion_core.training_setup import build_model
 
 # They change time, memory or what is told, and weights by rounding at most: a run may go on with others.
 SPEED_SETTINGS = (
@@ -55,33 +53,22 @@ SPEED_SETTINGS = (
     "gradient_checkpointing",
     "checkpoint_steps",
     "keep_checkpoints",
+    "checkpoints_in_store",
     "window_steps",
     "stop_loss_factor",
 )
 
 
-def train_in_this_process(
-    pivot_folder: Path,
-    shards: Sequence[Path],
-    output: Path,
-    config: TrainingConfig,
-    *,
-    checkpoint_folder: Path,
-    lm_weight: float,
-    device: torch.device,
-    progress: Advance,
-    on_window: Callable[[TrainingWindow], None],
-) -> TrainingReport:
+def train_in_this_process(job: TrainingJob, listener: TrainingListener, interruption: Interruption) -> TrainingReport:
     """Train as this process, alone or as one of several that an outside launch made; see `train_target`."""
-    data = FusedShards(shards)
+    config, device = job.config, job.device
+    data = FusedShards(job.shards)
     with accelerated(config, device) as accelerator, torch.random.fork_rng(devices=_cuda(device)):
-        pivot = resolve_model(ModelConfig.model_validate({"name": "pivot", "path": pivot_folder}))
-        language_model = load_model(pivot, accelerator.device, torch.float32)
-        model = _target(language_model, config, lm_weight, data)
-        prepared = distributed(model, accelerator, config.strategy)
+        pivot = job.pivot()
+        language_model, model = build_model(job, pivot, data, accelerator)
         optimizer = accelerator.prepare(
             torch.optim.AdamW(
-                decay_groups(prepared, config.weight_decay),
+                decay_groups(model, config.weight_decay),
                 lr=config.learning_rate,
                 betas=config.adam_betas,
                 fused=True,
@@ -98,40 +85,44 @@ def train_in_this_process(
             packing=config.packing,
         )
         dtype = compute_dtype(config.precision, accelerator.device)
-        identity = _identity(config, lm_weight, dtype, pivot, data)
-        checkpoints = TrainingCheckpoints(checkpoint_folder, identity, config.keep_checkpoints)
-        first_step, state = checkpoints.restore(prepared, optimizer)
+        is_first = accelerator.is_main_process
+        checkpoints = TrainingCheckpoints(
+            job.checkpoint_folder, _identity(job, dtype, pivot, data), config.keep_checkpoints
+        )
+        first_step, state = checkpoints.restore(model, optimizer, is_first=is_first)
         flops = FlopsMeter(language_model.config, accelerator.device, dtype, accelerator.num_processes)
         history = TrainingHistory(config.window_steps)
         history.restore(state)
-        with Interruption() as interruption, _prefetched(data, plan, first_step, accelerator, pivot) as batches:
+        with interruption.noted(), _prefetched(data, plan, first_step, accelerator, pivot) as batches:
             clock = Stopwatch()
             for step, batch in enumerate(batches, start=first_step + 1):
                 waited = clock.lap()
                 rate = learning_rate(step, plan.steps, config)
                 # Draws such as dropout's depend on the step alone, so that a resumed run repeats them.
                 torch.manual_seed(_step_seed(config.seed, step, accelerator.process_index))
-                losses, stop = _accumulate_gradients(accelerator, prepared, batch, interruption)
-                norm = _clip(accelerator, prepared, config.max_gradient_norm)
+                losses, stop = _accumulate_gradients(accelerator, model, batch, interruption)
+                norm = _clip(accelerator, model, config.max_gradient_norm)
                 history.stop_if_diverging(step, losses[0], norm, batch.dialogue_ids, config.stop_loss_factor)
                 _apply_gradients(optimizer, rate)
                 spent = waited + clock.lap()
                 share = flops.share(batch.tokens, batch.squared_tokens, batch.positions, spent)
                 result = StepResult(*losses[1:], rate, norm, batch.positions, batch.tokens, spent, waited, share)
                 window = history.add(step, result, accelerator.device, is_last=step == plan.steps)
-                if accelerator.is_main_process:
+                if is_first:
                     if window is not None:
-                        on_window(window)
-                    progress(step, plan.steps)
+                        listener.on_window(window)
+                    listener.progress(step, plan.steps)
                 stop = stop and step < plan.steps
                 if stop or (step % config.checkpoint_steps == 0 and step < plan.steps):
-                    checkpoints.save(step, prepared, optimizer, history.to_json(), writes=accelerator.is_main_process)
+                    written = checkpoints.save(step, model, optimizer, history.to_json(), is_first=is_first)
+                    if written is not None:
+                        listener.on_checkpoint(written)
                 if stop:
                     raise TrainingInterruptedError(
                         f"Training was asked to stop (SIGTERM) and wrote a checkpoint after step {step} of "
                         f"{plan.steps}; the same command goes on from there."
                     )
-        _write(accelerator, prepared, language_model, config, pivot_folder, output)
+        _write(accelerator, model, language_model, job)
         return history.report(plan.steps)
 
 
@@ -149,32 +140,6 @@ def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
     if step <= rising:
         return config.learning_rate * step / rising
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising - 1) / max(steps - rising, 1)))
-
-
-def _target(
-    language_model: PreTrainedModel, config: TrainingConfig, lm_weight: float, data: FusedShards
-) -> TargetModel:
-    tail: Tail = config.tail
-    if data.truncations == {"sampled"}:
-        if tail == "bucket":
-            raise TrainingError("Sampled distributions have no tail, `tail: bucket` no meaning; remove it.")
-        tail = "weights"
-    elif "sampled" in data.truncations:
-        raise TrainingError(
-            "Some fused shards hold sampled distributions and some the most probable tokens; train on one kind."
-        )
-    if tail == "weights" and config.temperature != 1.0:
-        raise TrainingError("Sampled distributions have no temperature; remove `temperature` from the recipe.")
-    probe = data.micro_batch([0], pad_token_id=0).input_ids[0].to(language_model.device)
-    model = TargetModel(language_model, probe, lm_weight=lm_weight, temperature=config.temperature, tail=tail)
-    if config.packing and len(data.index) > 1:
-        both, second = data.micro_batch([0, 1], 0, packed=True), data.micro_batch([1], 0)
-        check_packing(language_model, both.to(language_model.device), second.to(language_model.device))
-    if config.lora is not None:
-        add_adapters(language_model, config.lora, config.seed)
-    if config.gradient_checkpointing:
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
 
 
 def _accumulate_gradients(
@@ -251,33 +216,26 @@ def _prefetched(
         yield batches()
 
 
-def _write(
-    accelerator: Accelerator,
-    model: nn.Module,
-    language_model: PreTrainedModel,
-    config: TrainingConfig,
-    pivot_folder: Path,
-    output: Path,
-) -> None:
+def _write(accelerator: Accelerator, model: nn.Module, language_model: PreTrainedModel, job: TrainingJob) -> None:
     weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     if accelerator.is_main_process:
         plain = {name.removeprefix("language_model."): tensor for name, tensor in weights.items()}
-        if config.lora is not None:
-            plain = merge_adapters(plain, config.lora)
-        write_target(language_model, plain, pivot_folder, output)
+        # Gathered from several processes, tied weights have become two tensors; they must be written as one.
+        plain |= {name: plain[first] for name, first in tied_names(language_model).items()}
+        if job.config.lora is not None:
+            plain = merge_adapters(plain, job.config.lora)
+        write_target(language_model, plain, job.pivot_folder, job.output)
     accelerator.wait_for_everyone()
 
 
-def _identity(
-    config: TrainingConfig, lm_weight: float, dtype: torch.dtype, pivot: ResolvedModel, data: FusedShards
-) -> dict:
-    settings = config.model_dump(mode="json", exclude=set(SPEED_SETTINGS))
+def _identity(job: TrainingJob, dtype: torch.dtype, pivot: ResolvedModel, data: FusedShards) -> dict:
+    settings = job.config.model_dump(mode="json", exclude=set(SPEED_SETTINGS))
     # With lambda = 1 the fused distributions carry no weight: such a run may go on beside another source's.
-    shards = data.digest(with_distributions=lm_weight < 1.0)
+    shards = data.digest(with_distributions=job.lm_weight < 1.0)
     # What 'auto' stands for, not the word.
     precision = str(dtype)
     return settings | {
-        "lm_weight": lm_weight, "precision": precision, "pivot": pivot.digest, "fused shards": shards
+        "lm_weight": job.lm_weight, "precision": precision, "pivot": pivot.digest, "fused shards": shards
     }  # fmt: skip
 
 

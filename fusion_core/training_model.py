@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -21,11 +22,40 @@ from fusion_core.losses import fusion_cross_entropy
 from fusion_core.losses_mixture import Tail
 from fusion_core.model_folders import copy_non_weight_files
 from fusion_core.output_heads import find_output_head
+from fusion_core.packing import PACKING_TOLERANCE, packing_error
+from fusion_core.top_k_logits import LogitTransform
 from fusion_core.training_data import MicroBatch
 
-# Float32 products in another order; a dialogue that sees its neighbour differs by far more.
-PACKING_TOLERANCE = 1e-3
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+class LossHead(NamedTuple):
+    """How a language model's logits come about: the module that gives hidden states, and what follows the product.
+
+    The module goes by its name: a second reference to it would list every weight of the body twice.
+    """
+
+    body: str
+    transform: LogitTransform
+
+
+def find_loss_head(language_model: PreTrainedModel, probe: Tensor) -> LossHead:
+    """Find out what a causal model does between last hidden state and logits, by trying it on some text, int64 [T].
+
+    Raises
+    ------
+    ModelError
+        If the logits are not a product with the output embedding.
+    """
+    head = find_output_head(language_model, probe)
+    if head is None:
+        raise ModelError(
+            f"The logits of {type(language_model).__name__} are not a product of its last hidden state with its "
+            "output embedding, so that it cannot be trained as a pivot."
+        )
+    return LossHead(
+        next(name for name, module in language_model.named_modules() if module is head.body), head.transform
+    )
 
 
 class TargetModel(nn.Module):
@@ -38,39 +68,26 @@ class TargetModel(nn.Module):
     ----------
     language_model : PreTrainedModel
         A causal model.
-    probe : int64 [T]
-        Some text, to find out what the model does between last hidden state and logits.
+    head : LossHead
+        What lies between its last hidden state and its logits.
     lm_weight : float
     temperature : float
     tail : {"renormalise", "bucket", "weights"}
-
-    Raises
-    ------
-    ModelError
-        If the logits are not a product with the output embedding.
     """
 
     def __init__(
-        self, language_model: PreTrainedModel, probe: Tensor, *, lm_weight: float, temperature: float, tail: Tail
+        self, language_model: PreTrainedModel, head: LossHead, *, lm_weight: float, temperature: float, tail: Tail
     ) -> None:
         super().__init__()
-        head = find_output_head(language_model, probe)
-        if head is None:
-            raise ModelError(
-                f"The logits of {type(language_model).__name__} are not a product of its last hidden state with its "
-                "output embedding, so that it cannot be trained as a pivot."
-            )
         self.language_model = language_model
-        # By name: a second reference would list every weight of the body twice.
-        self._body = next(name for name, module in language_model.named_modules() if module is head.body)
-        self._transform = head.transform
+        self._head = head
         self._lm_weight = lm_weight
         self._temperature = temperature
         self._tail: Tail = tail
 
     def forward(self, batch: MicroBatch, normaliser: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, lm loss and fusion loss: sums over the positions, divided by `normaliser`."""
-        body = self.language_model.get_submodule(self._body)
+        body = self.language_model.get_submodule(self._head.body)
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         hidden_BTH = body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
         head = self.language_model.get_output_embeddings()
@@ -84,8 +101,8 @@ class TargetModel(nn.Module):
             bias=getattr(head, "bias", None),
             temperature=self._temperature,
             tail=self._tail,
-            logit_scale=self._transform.scale,
-            soft_cap=self._transform.soft_cap,
+            logit_scale=self._head.transform.scale,
+            soft_cap=self._head.transform.soft_cap,
             normaliser=normaliser,
         )
         return loss.loss, loss.lm_loss, loss.fusion_loss
@@ -108,13 +125,12 @@ def check_packing(language_model: PreTrainedModel, packed: MicroBatch, alone: Mi
     ModelError
         If the architecture does not keep packed dialogues apart.
     """
-    expected = language_model(input_ids=alone.input_ids, use_cache=False).logits[0]
-    together = language_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
-    error = (together[-len(expected) :] - expected).abs().max()
-    if not error <= PACKING_TOLERANCE * expected.abs().max():
+    assert packed.position_ids is not None
+    error = packing_error(language_model, packed.input_ids, packed.position_ids, alone.input_ids)
+    if not error <= PACKING_TOLERANCE:
         raise ModelError(
             f"{type(language_model).__name__} does not keep packed dialogues apart (logits differ by "
-            f"{float(error):.2g}); set `packing: false`."
+            f"{error:.2g} of their size); set `packing: false`."
         )
 
 
@@ -125,6 +141,18 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return for each further name of a parameter that has several the first one."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first.setdefault(parameter, name)
+    return {
+        name: first[parameter]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first[parameter] != name
+    }
 
 
 def stored_dtypes(folder: Path) -> tuple[torch.dtype, dict[str, torch.dtype]]:

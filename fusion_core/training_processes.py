@@ -14,17 +14,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+import psutil
 
 from fusion_core import errors
-from fusion_core.config import TrainingConfig
-from fusion_core.errors import FusionError, TrainingError
-from fusion_core.progress import Advance
+from fusion_core.errors import FusionError, TrainingError, TrainingInterruptedError
 from fusion_core.training_interruption import Interruption
+from fusion_core.training_job import TrainingJob, TrainingListener
 from fusion_core.training_metrics import TrainingReport, TrainingWindow
 
 POLL_SECONDS = 0.2
@@ -37,17 +36,13 @@ def launched_from_outside() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def follows_another_process() -> bool:
+    """Tell whether this process was launched from outside and is not the first one, which writes and publishes."""
+    return launched_from_outside() and os.environ["RANK"] != "0"
+
+
 def train_in_child_processes(
-    pivot_folder: Path,
-    shards: Sequence[Path],
-    output: Path,
-    config: TrainingConfig,
-    *,
-    checkpoint_folder: Path,
-    lm_weight: float,
-    device: torch.device,
-    progress: Advance,
-    on_window: Callable[[TrainingWindow], None],
+    job: TrainingJob, listener: TrainingListener, interruption: Interruption
 ) -> TrainingReport:
     """Train in `config.processes` children of this process; see `train_target`.
 
@@ -60,19 +55,11 @@ def train_in_child_processes(
     """
     with tempfile.TemporaryDirectory(prefix="fuseline-training-") as name:
         folder = Path(name)
-        job = {
-            "pivot_folder": str(pivot_folder.absolute()),
-            "shards": [str(path.absolute()) for path in shards],
-            "output": str(output.absolute()),
-            "config": config.model_dump(mode="json"),
-            "checkpoint_folder": str(checkpoint_folder.absolute()),
-            "lm_weight": lm_weight,
-            "device": device.type,
-        }
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        children = _Children(folder, config.processes, device.type)
+        (folder / "job.json").write_text(json.dumps(job.to_json()), encoding="utf-8")
+        children = _Children(folder, job)
         try:
-            children.follow(progress, on_window)
+            with interruption.noted():
+                children.follow(listener, interruption)
         finally:
             children.end()
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -81,7 +68,10 @@ def train_in_child_processes(
 
 
 class _Children:
-    def __init__(self, folder: Path, count: int, device: str) -> None:
+    def __init__(self, folder: Path, job: TrainingJob) -> None:
+        count = job.config.processes
+        self._micro_batch_tokens = job.config.micro_batch_tokens
+        self._steps_done, self._resident_bytes = 0, 0
         self._events, writing = os.pipe()
         port = _free_port()
         self._processes = []
@@ -100,7 +90,7 @@ class _Children:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }
-            if device == "cpu" and count > 1:
+            if job.device.type == "cpu" and count > 1:
                 environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
             self._processes.append(
                 subprocess.Popen(
@@ -112,16 +102,17 @@ class _Children:
             )
         os.close(writing)
 
-    def follow(self, progress: Advance, on_window: Callable[[TrainingWindow], None]) -> None:
+    def follow(self, listener: TrainingListener, interruption: Interruption) -> None:
         """Pass events on until all children are done; raise what ended one of them."""
         failure: FusionError | None = None
-        with Interruption() as interruption, selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector:
             selector.register(self._events, selectors.EVENT_READ)
             pending, told = b"", False
             while True:
                 if interruption.requested and not told:
                     told = True
                     self._signal(signal.SIGTERM)
+                self._look_at_memory()
                 if not selector.select(POLL_SECONDS):
                     if any(process.poll() for process in self._processes):
                         # The others wait for the dead one in a collective operation, where no signal reaches them.
@@ -132,13 +123,13 @@ class _Children:
                     break
                 *lines, pending = (pending + block).split(b"\n")
                 for line in lines:
-                    failure = failure or self._take(json.loads(line), progress, on_window)
+                    failure = failure or self._take(json.loads(line), listener)
         codes = [process.wait() for process in self._processes]
         if failure is not None:
             raise failure
         killed = [code for code in codes if code]
         if killed:
-            raise TrainingError(_cause_of_death(min(killed)))
+            raise self._cause_of_death(min(killed))
 
     def end(self) -> None:
         """Leave no child behind, whatever happened."""
@@ -154,30 +145,45 @@ class _Children:
             if process.poll() is None:
                 process.send_signal(number)
 
-    @staticmethod
-    def _take(
-        event: dict[str, Any], progress: Advance, on_window: Callable[[TrainingWindow], None]
-    ) -> FusionError | None:
+    def _look_at_memory(self) -> None:
+        for process in self._processes:
+            with suppress(psutil.Error):
+                self._resident_bytes = max(self._resident_bytes, psutil.Process(process.pid).memory_info().rss)
+
+    def _take(self, event: dict[str, Any], listener: TrainingListener) -> FusionError | None:
         if "window" in event:
-            on_window(TrainingWindow(**event["window"]))
+            listener.on_window(TrainingWindow(**event["window"]))
         elif "progress" in event:
-            progress(*event["progress"])
+            self._steps_done = event["progress"][0]
+            listener.progress(*event["progress"])
+        elif "checkpoint" in event:
+            listener.on_checkpoint(Path(event["checkpoint"]))
         elif "error" in event:
             return getattr(errors, event["error"], TrainingError)(event["message"])
         return None
 
-
-def _cause_of_death(code: int) -> str:
-    if code >= 0:
-        return f"A training process ended with status {code} and no message; its output above says why."
-    name = signal.Signals(-code).name
-    meaning = (
-        "which usually means that the machine's memory ran out: lower `micro_batch_tokens`, set "
-        "`gradient_checkpointing: true`, or give the machine more memory"
-        if -code == signal.SIGKILL
-        else "which is a crash in a library; its output above may say where"
-    )
-    return f"A training process was killed by {name}, {meaning}."
+    def _cause_of_death(self, code: int) -> TrainingError:
+        if code >= 0:
+            return TrainingError(
+                f"A training process ended with status {code} and no message; its output above says why."
+            )
+        if -code == signal.SIGTERM:
+            # It came before the process was ready to answer it.
+            return TrainingInterruptedError(
+                "Training was asked to stop (SIGTERM) before its first step; the same command goes on from the last "
+                "checkpoint."
+            )
+        meaning = (
+            "which usually means that the machine's memory ran out: lower `micro_batch_tokens`, set "
+            "`gradient_checkpointing: true`, or give the machine more memory"
+            if -code == signal.SIGKILL
+            else "which is a crash in a library; its output above may say where"
+        )
+        return TrainingError(
+            f"A training process was killed by {signal.Signals(-code).name} after step {self._steps_done}, with "
+            f"micro-batches of {self._micro_batch_tokens} tokens and up to {self._resident_bytes / 1e9:.1f} GB of the "
+            f"machine's memory in a process, {meaning}."
+        )
 
 
 def _free_port() -> int:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from fusion_core.config import TrainingConfig
 from fusion_core.errors import FusionError
+from fusion_core.training_interruption import Interruption
+from fusion_core.training_job import TrainingJob, TrainingListener
 from fusion_core.training_loop import train_in_this_process
 
 
@@ -25,19 +26,15 @@ def main(folder: Path, events: int) -> int:
         os.write(events, json.dumps(event).encode() + b"\n")
 
     threading.Thread(target=_stop_without_parent, daemon=True).start()
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job = TrainingJob.from_json(json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    listener = TrainingListener(
+        progress=lambda done, total: tell({"progress": [done, total]}),
+        on_window=lambda window: tell({"window": window.as_metadata()}),
+        on_checkpoint=lambda folder: tell({"checkpoint": str(folder)}),
+    )
     try:
-        report = train_in_this_process(
-            Path(job["pivot_folder"]),
-            [Path(path) for path in job["shards"]],
-            Path(job["output"]),
-            TrainingConfig.model_validate(job["config"]),
-            checkpoint_folder=Path(job["checkpoint_folder"]),
-            lm_weight=job["lm_weight"],
-            device=torch.device(job["device"]),
-            progress=lambda done, total: tell({"progress": [done, total]}),
-            on_window=lambda window: tell({"window": window.as_metadata()}),
-        )
+        with Interruption() as interruption:
+            report = train_in_this_process(job, listener, interruption)
     except FusionError as error:
         tell({"error": type(error).__name__, "message": str(error)})
         return 1

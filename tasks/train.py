@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 from fusion_core.model_folders import write_chat_template
 from fusion_core.models import ResolvedModel
 from fusion_core.progress import show_progress
-from fusion_core.training import TrainingWindow, train_target
+from fusion_core.training import TrainingReport, TrainingWindow, train_target
+from fusion_core.training_processes import follows_another_process
 from tasks.addresses import CONTROL, ResolvedFusion
 from tasks.prepare import shard_names
-from tasks.publication import Artifact, Publication
+from tasks.publication import Artifact, Publication, find_artifact
 from tasks.stage_task import stage_task
-from tasks.workplace import Stage, compute_once, open_workplace
+from tasks.training_checkpoints import StoredCheckpoints
+from tasks.workplace import Stage, Workplace, compute_once, open_workplace
+
+PUBLICATION_POLL_SECONDS = 0.5
 
 
 def train_on_fused(
@@ -32,6 +37,20 @@ def train_on_fused(
     config = fusion.config
     address = fusion.target(sources, lm_weight=lm_weight)
     stage = Stage("train", name, address, (fused.address,), fusion_run, config.registry.experiment)
+    stored = StoredCheckpoints(workplace.store, address, config.training.keep_checkpoints)
+
+    def fine_tune(folder: Path, **listeners: Any) -> TrainingReport:
+        fused_folder = workplace.folder(fused.address)
+        return train_target(
+            fusion.pivot.folder,
+            [fused_folder / shard for shard in shard_names(fused)],
+            folder / "target",
+            config.training,
+            lm_weight=lm_weight,
+            checkpoint_folder=folder / "checkpoints",
+            trust_remote_code=fusion.pivot.trust_remote_code,
+            **listeners,
+        )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
         tracking = workplace.tracking(config.registry.experiment)
@@ -45,19 +64,13 @@ def train_on_fused(
             points = [(key, value, now, window.step) for key, value in window.as_metrics().items()]
             tracking.log_points(run, points)
 
-        fused_folder = workplace.folder(fused.address)
-        output = folder / "target"
+        on_checkpoint = None
+        if config.training.checkpoints_in_store:
+            stored.fetch_newest(folder / "checkpoints")
+            on_checkpoint = stored.put
         with show_progress(f"train {name}", "steps") as progress:
-            report = train_target(
-                fusion.pivot.folder,
-                [fused_folder / shard for shard in shard_names(fused)],
-                output,
-                config.training,
-                lm_weight=lm_weight,
-                checkpoint_folder=folder / "checkpoints",
-                progress=progress,
-                on_window=on_window,
-            )
+            report = fine_tune(folder, progress=progress, on_window=on_window, on_checkpoint=on_checkpoint)
+        output = folder / "target"
         write_chat_template(output, fusion.pivot.chat_template)
         publication.add_folder(output)
         return {
@@ -66,7 +79,12 @@ def train_on_fused(
             "training": asdict(report) | {"windows": [asdict(window) for window in report.windows]},
         }
 
-    return compute_once(workplace, stage, compute)
+    if follows_another_process():
+        return _take_part(workplace, address, fine_tune)
+    made = compute_once(workplace, stage, compute)
+    if config.training.checkpoints_in_store:
+        stored.remove()
+    return made
 
 
 train = stage_task(
@@ -82,6 +100,18 @@ def train_control(
     """Train the plain-SFT control: the pivot on the same dialogues, steps and seed, with lambda = 1."""
     group = fusion.groups[0]
     return train(fusion, CONTROL, group, fused[group], fusion_run, lm_weight=1.0)
+
+
+def _take_part(workplace: Workplace, address: str, fine_tune: Callable[[Path], TrainingReport]) -> Artifact:
+    """Train with the first process of an outside launch, which alone publishes, and return what it published."""
+    found = find_artifact(workplace.store, address)
+    if found is None:
+        with tempfile.TemporaryDirectory(prefix="fuseline-training-") as folder:
+            fine_tune(Path(folder))
+    while found is None:
+        time.sleep(PUBLICATION_POLL_SECONDS)
+        found = find_artifact(workplace.store, address)
+    return found
 
 
 def _weight(fusion: ResolvedFusion, lm_weight: float | None) -> float:

@@ -80,6 +80,11 @@ class TrainingConfig(Section):
     keep_checkpoints: PositiveInt = Field(
         1, description="Resumable checkpoints kept; each has three times the weights in float32."
     )
+    checkpoints_in_store: bool = Field(
+        False,
+        description="Also copy every resumable checkpoint to the object store, so that another machine can go on from "
+        "it where this one is taken away; they are removed when the target is published.",
+    )
     window_steps: PositiveInt = Field(10, description="Optimizer steps behind one point of the logged curves.")
     stop_loss_factor: Annotated[float, Field(gt=1.0)] = Field(
         10.0, description="A loss this many times its running mean, from step 21 on, stops the run; so does NaN."

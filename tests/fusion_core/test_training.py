@@ -246,7 +246,7 @@ def test_batches_of_tokens_are_resumed_to_the_same_bytes(pivot, shards, tmp_path
 )
 def test_a_batch_has_dialogues_or_tokens_and_numbers_have_limits(given, expected):
     if expected is None:
-        with pytest.raises(ValidationError, match="exactly one of|less than or equal"):
+        with pytest.raises(ValidationError, match=r"exactly one of|less than or equal"):
             TrainingConfig.model_validate(given)
         return
     config = TrainingConfig.model_validate(given)
