@@ -12,7 +12,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.fusechat import fusechat
-from flows.refusion_gates import judge, promote_accepted
+from flows.refusion_gates import ask_for_promotion, judge
 from fusion_core.config import FusionConfig, ModelConfig
 from tasks.entry_test import entry_run, require_quality
 from tasks.evaluate import evaluate
@@ -50,7 +50,7 @@ def refusion(recipe: RecipeName = "demo", source: ModelConfig | None = None) -> 
         for new in found.in_state(LANDED):
             lock.require()
             found, result = take_in(config, found, new, result)
-    result = promote_accepted(config, result)
+    result = ask_for_promotion(config, result)
     return conclude(found, result)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fusion_core.config import FusionConfig
 from tasks.addresses import ADDRESS_DIGITS
 from tasks.manifest import read_manifest
+from tasks.registry import ADDRESS, CANDIDATE, CHAMPION, version_by_alias
 from tasks.store import Store
 from tasks.tracking import plain_errors
 from tasks.workplace import Workplace
@@ -51,20 +51,17 @@ def made_of(workplace: Workplace, config: FusionConfig) -> MadeOf:
     client = workplace.tracking(config.registry.experiment).client
     name = config.registry.model_name or config.name
     with plain_errors(workplace.settings):
-        champion, of_champion = _version(workplace.store, client, name, "champion")
-        candidate, of_candidate = _version(workplace.store, client, name, "candidate")
+        champion, of_champion = _version(workplace, client, name, CHAMPION)
+        candidate, of_candidate = _version(workplace, client, name, CANDIDATE)
     return MadeOf(champion, candidate, of_champion, of_candidate)
 
 
-def _version(store: Store, client: MlflowClient, name: str, alias: str) -> tuple[str | None, frozenset[str]]:
-    try:
-        found = client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None, frozenset()
-        raise
-    address = found.tags.get("fuseline.address")
-    return str(found.version), sources_of(store, address) if address else frozenset()
+def _version(workplace: Workplace, client: MlflowClient, name: str, alias: str) -> tuple[str | None, frozenset[str]]:
+    version = version_by_alias(client, name, alias)
+    if version is None:
+        return None, frozenset()
+    address = client.get_model_version(name, version).tags.get(ADDRESS)
+    return version, sources_of(workplace.store, address) if address else frozenset()
 
 
 def sources_of(store: Store, fused_model: str) -> frozenset[str]:

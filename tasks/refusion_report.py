@@ -27,6 +27,7 @@ def conclude(found: Survey, result: RefusionResult) -> Any:
         A new source could not be tried, for no fault of its own; the next re-fusion tries again.
     """
     happened = [f"{item.name} {item.state}: {item.reason}" for item in result.sources]
+    happened += [f"version {one.version} is champion now" for one in result.verdicts if one.promoted]
     message = "; ".join(happened) or f"nothing new: {_counted(found)}"
     _write_table(found, message)
     waiting = result.in_state(WAITING)

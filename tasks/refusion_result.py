@@ -30,6 +30,7 @@ class TakenIn(_Record):
 class Verdict(_Record):
     """What the gates say of a fused model, and whether it became the champion."""
 
+    model_name: str
     version: str
     passed: bool
     reason: str
@@ -62,6 +63,11 @@ class RefusionResult(_Record):
     def registered(self, fusion: FusionResult, verdict: Verdict) -> RefusionResult:
         """This, and one more fused model."""
         return self.model_copy(update={"fusion": fusion, "verdicts": (*self.verdicts, verdict)})
+
+    def judged(self, verdict: Verdict) -> RefusionResult:
+        """This, with the last word on one of the fused models."""
+        others = tuple(verdict if one.version == verdict.version else one for one in self.verdicts)
+        return self.model_copy(update={"verdicts": others})
 
     @property
     def accepted(self) -> Verdict | None:

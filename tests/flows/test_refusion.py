@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import tasks.train
 from flows.refusion import refusion
-from fusion_core.config import FusionConfig
+from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.recipes import load_recipe
 from tasks.landing import RECIPE_TAG, SOURCE_TAG
 from tasks.quarantine import REASON_TAG, STATE_TAG, release_source
@@ -158,25 +158,37 @@ def test_the_same_content_again_is_not_fused_again(
 def test_bad_sources_are_quarantined_and_the_next_good_one_is_fused(
     first: RefusionResult, recipe: Path, new_sources: dict[str, Path], work: Counter[str]
 ) -> None:
-    for name in ("nan", "noise", "empty", "good-500"):
+    for name in ("nan", "empty", "good-500"):
         register(new_sources[name])
     state, result = run(recipe)
     assert state.name == "Fused"
     reasons = {item.name: item.reason for item in result.in_state("quarantined")}
-    assert set(reasons) == {"nan-v1", "noise-v1", "empty-v1"}
+    assert set(reasons) == {"nan-v1", "empty-v1"}
     assert "nan-v1" in reasons["nan-v1"]
-    assert "largest_gap" in reasons["noise-v1"]
     assert "config.json" in reasons["empty-v1"]
     assert [item.name for item in result.in_state("fused")] == ["good-500-v1"]
     assert work["targets"] == 1
     workplace, config, found = place_of(recipe)
     client = workplace.tracking(config.registry.experiment).client
-    tags = client.get_model_version("noise", "1").tags
+    tags = client.get_model_version("nan", "1").tags
     assert tags[STATE_TAG] == "quarantined"
-    assert tags[REASON_TAG] == reasons["noise-v1"]
+    assert tags[REASON_TAG] == reasons["nan-v1"]
 
     # What is released is tried again, and nothing else is.
-    release_source(workplace, config, found.find("noise-v1").source)
+    release_source(workplace, config, found.find("nan-v1").source)
     again = run(recipe)
     assert again[0].name == "Quarantined"
-    assert [item.name for item in again[1].sources] == ["noise-v1"]
+    assert [item.name for item in again[1].sources] == ["nan-v1"]
+
+
+def test_a_source_from_the_form_lands_for_good(
+    first: RefusionResult, recipe: Path, new_sources: dict[str, Path], work: Counter[str]
+) -> None:
+    # It knows nothing, so it is stopped at the door: nothing is extracted from it.
+    form = ModelConfig(name="noise", path=new_sources["noise"])
+    state, result = run(recipe, source=form)
+    assert state.name == "Quarantined"
+    assert "largest_gap" in result.sources[0].reason
+    assert work["targets"] == 0
+    assert place_of(recipe)[2].find("noise").source.origin == "store"
+    assert run(recipe, source=form)[0].name == "NothingNew"
