@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from fusion_core.errors import ConfigError
 
 PREFIX = "FUSELINE_"
+# As boto3 has it; not every server takes all of these.
+BUCKET_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 
 class Settings(BaseSettings):
@@ -59,6 +62,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("prefect_api_url", "PREFECT_API_URL"),
         description="Prefect's server; default: its ephemeral one.",
     )
+    price_per_hour: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="What an hour of one device costs here; reports then sum it up."
+    )
+    price_currency: str = Field("USD", max_length=12, description="Currency of that price, as reports write it.")
     webhook_secret: SecretStr | None = Field(
         None, description="What MLflow's webhook signs with, for `fuseline receiver`; shown nowhere."
     )
@@ -146,12 +153,14 @@ def split_s3_address(address: str) -> tuple[str, str]:
     Raises
     ------
     ValueError
-        There is no bucket in it, or the prefix has an empty, '.' or '..' part.
+        There is no bucket in it or none can have the name, or the prefix has an empty, '.' or '..' part.
     """
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
     if not bucket or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
         raise ValueError("expected an address such as s3://bucket/prefix")
+    if not BUCKET_PATTERN.fullmatch(bucket):
+        raise ValueError(f"no bucket can be called {bucket!r}; its name has letters, digits, '.', '_' and '-' alone")
     return bucket, prefix
 
 

@@ -355,6 +355,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
         ("FUSELINE_STORE", "s3://", "FUSELINE_STORE cannot be used: expected an address such as s3://bucket/prefix"),
         ("FUSELINE_STORE", "s3:/bucket", "FUSELINE_STORE cannot be used"),
         ("FUSELINE_STORE", "s3://bucket/a/../b", "FUSELINE_STORE cannot be used"),
+        ("FUSELINE_STORE", "s3://my bucket/a", "FUSELINE_STORE cannot be used: no bucket can be called 'my bucket'"),
         ("FUSELINE_STORE", "gs://bucket/prefix", "FUSELINE_STORE cannot be used: expected a folder"),
         ("FUSELINE_S3_ENDPOINT_URL", "localhost:8333", "FUSELINE_S3_ENDPOINT_URL cannot be used"),
         ("FUSELINE_S3_ENDPOINT_URL", "http://me:my-secret@host", "credentials belong into AWS_ACCESS_KEY_ID"),
