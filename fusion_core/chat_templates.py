@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +14,10 @@ from fusion_core.errors import DialogueRefusedError, TokenizerError, first_line
 # Plain letters and digits, so that no template trims, escapes or interprets them.
 SLOT = "FuselineResponseSlot"
 PROBE_SYSTEM, PROBE_USER = "FuselineSystemProbe", "FuselineUserProbe"
+# A template is a program of somebody else's. It may write its own text and so many characters for each of a turn's,
+# of which a turn has some more than its content; and the question and answer that it is tried on, within so long.
+EXPANSION, CHARACTERS_OF_A_TURN = 64, 16
+TRIAL_SECONDS = 20.0
 
 # Templates that ask for the current date read this one (the default of those that have a default): with today's, the
 # same dialogue would have other tokens tomorrow. A macro, because templates are given no functions from outside.
@@ -59,7 +65,7 @@ class ChatTemplate:
         try:
             template = str(tokenizer.get_chat_template())
             self._template = FIXED_DATE_MACRO + template if "strftime_now" in template else template
-            pieces = self._render(exchange)
+            pieces = self._try(exchange)
         except (ValueError, DialogueRefusedError) as error:
             raise TokenizerError(
                 f"Model {model_name!r}: a question and its answer cannot be written in its chat template "
@@ -68,7 +74,7 @@ class ChatTemplate:
         if PROBE_USER not in pieces[0]:
             raise TokenizerError(f"Model {model_name!r}: its chat template leaves out user turns; name {remedy}.")
         try:
-            self.accepts_system = PROBE_SYSTEM in self._render((Turn("system", PROBE_SYSTEM), *exchange))[0]
+            self.accepts_system = PROBE_SYSTEM in self._try((Turn("system", PROBE_SYSTEM), *exchange))[0]
         except DialogueRefusedError:
             self.accepts_system = False
 
@@ -115,7 +121,7 @@ class ChatTemplate:
 
     def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
         try:
-            return str(
+            text = str(
                 self._tokenizer.apply_chat_template(
                     messages,
                     chat_template=self._template,
@@ -123,8 +129,37 @@ class ChatTemplate:
                     add_generation_prompt=add_generation_prompt,
                 )
             )
+            text.encode()
         except Exception as error:  # a template is a program: whatever it raises, this dialogue cannot be written
             raise DialogueRefusedError(f"its chat template refuses the turns: {first_line(error)}") from error
+        given = sum(len(message["content"]) + CHARACTERS_OF_A_TURN for message in messages)
+        if len(text) > EXPANSION * given + len(self._template):
+            raise DialogueRefusedError(
+                f"its chat template makes {len(text):,} characters of {len(messages)} turns, more than {EXPANSION} "
+                "times their text"
+            )
+        return text
+
+    def _try(self, turns: Sequence[Turn]) -> list[str]:
+        """Render in a thread that is stopped when it does not end."""
+        outcome: list[list[str] | DialogueRefusedError] = []
+
+        def render() -> None:
+            try:
+                outcome.append(self._render(turns))
+            except DialogueRefusedError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=render, daemon=True)
+        thread.start()
+        thread.join(TRIAL_SECONDS)
+        if not outcome:
+            identity = ctypes.c_ulong(thread.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(TimeoutError))
+            raise DialogueRefusedError(f"its chat template has not ended after {TRIAL_SECONDS:.0f} s")
+        if isinstance(outcome[0], DialogueRefusedError):
+            raise outcome[0]
+        return outcome[0]
 
     def _render(self, turns: Sequence[Turn]) -> list[str]:
         messages: list[dict[str, str]] = []

@@ -14,7 +14,7 @@ from fusion_core.models import ResolvedModel
 from fusion_core.training_loop import SPEED_SETTINGS
 
 # Raise a stage's number when its code changes the bytes it makes: its address then changes, nothing stale is reused.
-ALGORITHM_VERSIONS = {"extraction": 1, "fusion": 1, "training": 1, "merge": 1, "scores": 1}
+ALGORITHM_VERSIONS = {"extraction": 2, "fusion": 3, "training": 1, "merge": 1, "scores": 2}
 
 # Settings that change speed or memory but not what is computed stay out of the addresses.
 EXTRACTION_SPEED_SETTINGS = {"batch_tokens", "placement", "processes"}
@@ -97,7 +97,7 @@ class ResolvedFusion:
         others = digest_of([self.distributions(source) for source in sources])
         spec = digest_of(
             ALGORITHM_VERSIONS["fusion"],
-            self.config.alignment.model_dump(mode="json"),
+            self.config.alignment.settings_in_effect,
             self.config.fusion.model_dump(mode="json"),
         )
         return f"fused/{pivot}/{others}/{spec}"

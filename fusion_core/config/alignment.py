@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from fusion_core.config_section import Section
+
+# Settings that only `positions: bytes` reads.
+BYTES_SETTINGS = ("condition_inside_tokens", "gold_consistent")
 
 
 class AlignmentConfig(Section):
@@ -39,7 +42,7 @@ class AlignmentConfig(Section):
     @model_validator(mode="after")
     def _bytes_only_settings(self) -> AlignmentConfig:
         if self.positions == "dtw":
-            for name in ("condition_inside_tokens", "gold_consistent"):
+            for name in BYTES_SETTINGS:
                 if name in self.model_fields_set and getattr(self, name):
                     raise ValueError(f"`{name}` needs `positions: bytes`; with dtw set it to false or remove it")
         elif self.duplicates == "first" and self.gold_consistent:
@@ -48,6 +51,12 @@ class AlignmentConfig(Section):
                 "`duplicates: sum`"
             )
         return self
+
+    @property
+    def settings_in_effect(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain JSON values."""
+        unread = set(BYTES_SETTINGS) if self.positions == "dtw" else set()
+        return self.model_dump(mode="json", exclude=unread)
 
 
 class FusionFunctionConfig(Section):

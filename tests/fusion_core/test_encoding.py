@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -255,6 +256,9 @@ def test_lone_surrogates_are_refused() -> None:
         ("{{ messages[0].content }}{{ messages[1].content }}{{ messages[1].content }}", "repeats"),
         ("{{ messages[-1].content }}", "leaves out user turns"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        (CHATML + "{% for i in range(99999) %}again {% endfor %}", "600,0"),
+        ("{% for i in range(999999999) %}{% endfor %}" + CHATML, "too big"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}" + CHATML, "recursion"),
     ],
 )
 def test_unusable_template_is_one_plain_sentence(template: str | None, message: str) -> None:
@@ -263,6 +267,18 @@ def test_unusable_template_is_one_plain_sentence(template: str | None, message: 
     assert message in str(caught.value)
     assert "'broken'" in str(caught.value) and "`chat_template`" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_template_that_does_not_end_is_stopped(monkeypatch) -> None:
+    monkeypatch.setattr("fusion_core.chat_templates.TRIAL_SECONDS", 0.2)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    before = threading.active_count()
+    with pytest.raises(TokenizerError, match="has not ended"):
+        Encoder(byte_level_tokenizer(loops + CHATML), 100, "endless")
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon and "render" in thread.name:
+            thread.join(10)
+    assert threading.active_count() <= before
 
 
 def test_template_that_refuses_one_dialogue_leaves_the_others() -> None:

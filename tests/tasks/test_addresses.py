@@ -50,6 +50,9 @@ def changed(of: ResolvedFusion) -> set[str]:
     [
         ({"name": "other"}, set()),
         ({"extraction": {"batch_tokens": 100}}, set()),
+        ({"extraction": {"placement": "replicas", "processes": 2}}, set()),
+        ({"extraction": {"placement": "spread"}}, set()),
+        ({"extraction": {"backend": "vllm"}}, {"extract", "fuse", "train", "merge"}),
         ({"training": {"micro_batch_tokens": 100, "checkpoint_steps": 7}}, set()),
         ({"extraction": {"top_k": 5}}, {"extract", "fuse", "train", "merge"}),
         ({"fusion": {"level": "token"}}, {"fuse", "train", "merge"}),
@@ -63,12 +66,27 @@ def test_a_setting_changes_the_addresses_below_it_and_no_others(sections: dict, 
     assert changed(fusion(**sections)) == stages
 
 
+def test_settings_that_dtw_does_not_read_are_no_part_of_an_address() -> None:
+    paper = {"positions": "dtw", "vocabulary": "statistics"}
+    spelled = fusion(alignment={**paper, "condition_inside_tokens": False, "gold_consistent": False})
+    assert addresses(spelled) == addresses(fusion(alignment=paper))
+    assert changed(spelled) == {"fuse", "train", "merge"}
+
+
 def test_names_and_places_of_models_are_no_part_of_an_address() -> None:
     moved = fusion()
     moved = replace(
         moved, sources=tuple(replace(m, name=f"{m.name}2", folder=Path("/elsewhere")) for m in moved.sources)
     )
     assert changed(moved) == set()
+
+
+def test_a_quantised_source_has_distributions_of_its_own() -> None:
+    base = fusion()
+    quantised = replace(base, sources=(replace(base.sources[0], quantization="int8"), base.sources[1]))
+    assert changed(quantised) == {"extract", "fuse", "train", "merge"}
+    assert quantised.distributions(quantised.sources[1]) == base.distributions(base.sources[1])
+    assert quantised.scores(quantised.sources[0]) != base.scores(base.sources[0])
 
 
 def test_another_weight_of_a_source_changes_its_own_share_only() -> None:
