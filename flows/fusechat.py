@@ -6,6 +6,7 @@ from prefect import flow
 
 from fusion_core.config import FusionConfig
 from tasks.addresses import CONTROL, FUSED
+from tasks.benchmarks import run_benchmarks
 from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fuse import fuse
@@ -44,7 +45,10 @@ def fusechat(config: FusionConfig) -> FusionResult:
         scores = {model.name: evaluate(fusion, model, model.name, dialogues.held_out, run) for model in models}
         for name, checkpoint in checkpoints.items():
             scores[name] = evaluate(fusion, checkpoint, name, dialogues.held_out, run)
+        benchmarks = {model.name: run_benchmarks(fusion, model, model.name, run) for model in models}
+        for name, checkpoint in checkpoints.items():
+            benchmarks[name] = run_benchmarks(fusion, checkpoint, name, run)
 
-        files = summarize(fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, run)
+        files = summarize(fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, benchmarks, run)
         show_result(fusion, files, run)
         return register(fusion, merged, files, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,14 +25,29 @@ NO_DATA = "no-files"
 def run_benchmarks(
     fusion: ResolvedFusion, model: ResolvedModel | Artifact, name: str, fusion_run: str | None = None
 ) -> tuple[Artifact, ...]:
-    """Publish a model's results on every benchmark of the recipe; its weights are loaded at most once."""
+    """Publish a model's results on every benchmark of the recipe, each as a Prefect task."""
+    return _run_all(run_benchmark, fusion, model, name, fusion_run)
+
+
+def score_benchmarks(fusion: ResolvedFusion, model: ResolvedModel | Artifact, name: str) -> tuple[Artifact, ...]:
+    """Publish a model's results on every benchmark of the recipe, without Prefect or an MLflow run."""
+    return _run_all(score_benchmark, fusion, model, name, None)
+
+
+def _run_all(
+    run_one: Callable[..., Artifact],
+    fusion: ResolvedFusion,
+    model: ResolvedModel | Artifact,
+    name: str,
+    fusion_run: str | None,
+) -> tuple[Artifact, ...]:
+    def find() -> ResolvedModel:
+        return model if isinstance(model, ResolvedModel) else as_model(open_workplace(), fusion, model, name)
+
+    subject = Subject(find, fusion.config.evaluation.batch_tokens)
     benchmarks = benchmarks_of(fusion.config.evaluation)
-    if not benchmarks:
-        return ()
-    resolved = model if isinstance(model, ResolvedModel) else as_model(open_workplace(), fusion, model, name)
-    subject = Subject(resolved, fusion.config.evaluation.batch_tokens)
     try:
-        return tuple(run_benchmark(fusion, model, name, benchmark, subject, fusion_run) for benchmark in benchmarks)
+        return tuple(run_one(fusion, model, name, benchmark, subject, fusion_run) for benchmark in benchmarks)
     finally:
         subject.close()
 
@@ -103,11 +118,19 @@ def benchmark_address(fusion: ResolvedFusion, model: ResolvedModel | str, benchm
     return f"scores/{identity}/{data}/{digest_of(benchmark.kind, benchmark.settings)}"
 
 
-def find_benchmarks(
-    workplace: Workplace, fusion: ResolvedFusion, model: ResolvedModel | str, config: FusionConfig
-) -> tuple[Artifact, ...]:
+def benchmark_addresses(fusion: ResolvedFusion) -> set[str]:
+    """Return the addresses of all benchmark results of a recipe's models and of everything made from them."""
+    made: list[ResolvedModel | str] = [fusion.pivot, *fusion.sources, fusion.merged()]
+    made += [fusion.target(group) for group in fusion.groups]
+    if fusion.config.evaluation.plain_sft_control:
+        made.append(fusion.target(fusion.groups[0], lm_weight=1.0))
+    benchmarks = benchmarks_of(fusion.config.evaluation)
+    return {benchmark_address(fusion, model, benchmark) for model in made for benchmark in benchmarks}
+
+
+def find_benchmarks(workplace: Workplace, fusion: ResolvedFusion, model: ResolvedModel | str) -> tuple[Artifact, ...]:
     """Return the results that the store holds of one model."""
-    addresses = [benchmark_address(fusion, model, benchmark) for benchmark in benchmarks_of(config.evaluation)]
+    addresses = [benchmark_address(fusion, model, benchmark) for benchmark in benchmarks_of(fusion.config.evaluation)]
     found = [find_artifact(workplace.store, address) for address in addresses]
     return tuple(artifact for artifact in found if artifact is not None)
 

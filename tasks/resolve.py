@@ -8,7 +8,8 @@ from fusion_core.chat_templates import ChatTemplate
 from fusion_core.config import FusionConfig
 from fusion_core.dialogues import dataset_digest, resolve_file
 from fusion_core.errors import ConfigError
-from fusion_core.models import check_checkpoint, check_tokenizer_fits, load_tokenizer, resolve_model
+from fusion_core.evaluation.benchmarks import benchmarks_of
+from fusion_core.models import check_checkpoint, check_own_code, check_tokenizer_fits, load_tokenizer, resolve_model
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 
 
@@ -31,6 +32,8 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
                 f"Source {source.name!r} has the same weights and tokenizer as {seen[source.digest]}; remove it."
             )
         seen[source.digest] = f"source {source.name!r}"
+    # Every checkpoint that is made of it gets its code.
+    check_own_code(pivot)
     pivot_tokenizer = load_tokenizer(pivot)
     pivot_template = str(pivot_tokenizer.chat_template)
     if config.extraction.template == "pivot":
@@ -44,6 +47,8 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
         ChatTemplate(tokenizer, model.name)
     fusion = ResolvedFusion(config, pivot, sources, files, dataset_digest(files, config.dialogues), pivot_template)
     _refuse_names_of_results(fusion)
+    # A missing or broken data file of a benchmark is said before hours of work.
+    benchmarks_of(config.evaluation)
     return fusion
 
 

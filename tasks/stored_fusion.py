@@ -12,6 +12,7 @@ from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.models import ResolvedModel
 from fusion_core.recipes import load_recipe
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
+from tasks.benchmarks import find_benchmarks, score_benchmarks
 from tasks.evaluate import read_scores, score_model
 from tasks.extract import extract_distributions
 from tasks.fuse import fuse_distributions
@@ -81,6 +82,8 @@ class StoredFusion:
             name: read_scores(self.workplace, score_model(self.fusion, model, name, held_out), name)
             for name, model in chosen.items()
         }
+        for name, model in chosen.items():
+            score_benchmarks(self.fusion, model, name)
         return compare(scores, self._pivot)
 
     def summarize(self) -> RunFiles:
@@ -92,7 +95,10 @@ class StoredFusion:
         identities: dict[str, ResolvedModel | str] = {model.name: model for model in (fusion.pivot, *fusion.sources)}
         identities |= {name: made.address for name, made in checkpoints.items()}
         scores = {name: self._needed(fusion.scores(identity), "evaluate") for name, identity in identities.items()}
-        return write_summary(fusion, dialogues, self._distributions(), fused, checkpoints, scores, seconds=0.0)
+        benchmarks = {name: find_benchmarks(self.workplace, fusion, one) for name, one in identities.items()}
+        return write_summary(
+            fusion, dialogues, self._distributions(), fused, checkpoints, scores, benchmarks, seconds=0.0
+        )
 
     @property
     def _pivot(self) -> str:

@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,18 @@ from pydantic import BaseModel, ConfigDict
 
 from fusion_core.config import FusionConfig
 from fusion_core.devices import default_device
+from fusion_core.evaluation.answer_changes import changed_answers
+from fusion_core.evaluation.benchmark_table import BenchmarkTable
+from fusion_core.evaluation.dialogue_changes import largest_changes
 from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.model_card import model_card
 from fusion_core.report.html import render_report
-from fusion_core.report.run_summary import RunSummary
+from fusion_core.report.run_summary import Price, RunSummary
 from tasks.addresses import FUSED, ResolvedFusion
+from tasks.benchmarks import benchmark_table, read_result
 from tasks.evaluate import read_scores
 from tasks.manifest import CARD
-from tasks.prepare import PreparedDialogues
+from tasks.prepare import PreparedDialogues, read_split
 from tasks.publication import Artifact
 from tasks.summary_rows import (
     coverage_rows,
@@ -65,20 +69,28 @@ def write_summary(
     fused: list[Artifact],
     checkpoints: Mapping[str, Artifact],
     scores: Mapping[str, Artifact],
+    benchmarks: Mapping[str, Sequence[Artifact]],
     fusion_run: str | None = None,
     seconds: float | None = None,
 ) -> RunFiles:
     """Gather what all stages published, and write summary, report and model card of the run."""
     workplace = open_workplace()
     config = fusion.config
+    pivot = config.pivot.name
+    held_out = {name: read_scores(workplace, artifact, name) for name, artifact in scores.items()}
     table = compare(
-        {name: read_scores(workplace, artifact, name) for name, artifact in scores.items()},
-        config.pivot.name,
+        held_out,
+        pivot,
         resamples=config.evaluation.bootstrap_resamples,
         seed=config.evaluation.bootstrap_seed,
     )
     group_names = [[source.name for source in group] for group in fusion.groups]
-    stages = stage_rows(dialogues, distributions, fused, checkpoints, scores)
+    stages = stage_rows(dialogues, distributions, fused, checkpoints, scores, benchmarks)
+    results = {
+        name: [read_result(workplace, artifact, name) for artifact in several] for name, several in benchmarks.items()
+    }
+    # Beside the fused model stand those that it was made from.
+    compared = [pivot, *(source.name for source in fusion.sources), FUSED]
     summary = RunSummary(
         name=config.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,12 +103,19 @@ def write_summary(
         data=data_rows(fusion, dialogues),
         quarantined_dialogues=metadata(dialogues.train)["quarantined"],
         scores=table,
+        benchmarks=benchmark_table(results, config),
+        dialogue_changes=largest_changes(
+            {name: held_out[name] for name in compared}, read_split(workplace, dialogues.held_out), FUSED, pivot
+        ),
+        answer_changes=changed_answers(results, FUSED, pivot, compared),
         stages=stages,
         coverage=tuple(
             row for pair, names in zip(fused, group_names, strict=True) for row in coverage_rows(pair, names)
         ),
         curves=tuple(training_curve(name, made) for name, made in checkpoints.items() if "training" in made.metadata),
         merge=merge_summary(checkpoints[FUSED], [source.name for source in fusion.sources]),
+        price=_price(workplace),
+        uses_gpu=default_device().type == "cuda",
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     )
     return _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
@@ -122,7 +141,8 @@ def _write(
         if fusion_run is not None:
             tracking.log_file(fusion_run, folder / name)
     assert summary.scores is not None
-    tracking.log(fusion_run, metrics=score_metrics(summary.scores) | {"seconds": summary.seconds})
+    figures = score_metrics(summary.scores) | benchmark_metrics(summary.benchmarks)
+    tracking.log(fusion_run, metrics=figures | {"seconds": summary.seconds})
     statuses = [row.status for row in summary.stages]
     return RunFiles(
         folder=folder,
@@ -139,6 +159,19 @@ def score_metrics(table: ScoreTable) -> dict[str, float]:
         metrics[f"nats_per_byte.{row.model}"] = row.overall.nats_per_byte
         metrics |= {f"nats_per_byte.{row.model}.{domain}": s.nats_per_byte for domain, s in row.domains.items()}
     return metrics
+
+
+def benchmark_metrics(table: BenchmarkTable | None) -> dict[str, float]:
+    """Flatten the benchmark table to metrics such as ``exact_match/gsm8k.fused``."""
+    rows = table.rows if table is not None else ()
+    return {f"{metric}.{row.model}": mean.value for row in rows for metric, mean in row.means.items()}
+
+
+def _price(workplace: Workplace) -> Price | None:
+    settings = workplace.settings
+    if settings.price_per_hour is None:
+        return None
+    return Price(per_hour=settings.price_per_hour, currency=settings.price_currency)
 
 
 def _seconds_since_start(workplace: Workplace, config: FusionConfig, fusion_run: str | None) -> float:

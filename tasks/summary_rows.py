@@ -27,6 +27,7 @@ def stage_rows(
     fused: list[Artifact],
     checkpoints: Mapping[str, Artifact],
     scores: Mapping[str, Artifact],
+    benchmarks: Mapping[str, Sequence[Artifact]],
 ) -> tuple[StageRow, ...]:
     """List every unit of work in the order of the method, with whether it was found or computed."""
     merged = checkpoints[FUSED]
@@ -37,7 +38,7 @@ def stage_rows(
         ("fuse", fused),
         ("train", trained),
         ("merge" if "method" in merged.metadata else "train", [merged]),
-        ("evaluate", list(scores.values())),
+        ("evaluate", [*scores.values(), *(made for several in benchmarks.values() for made in several)]),
     ]
     return tuple(
         StageRow(
@@ -46,12 +47,21 @@ def stage_rows(
             status="cached" if made.reused else "computed",
             seconds=0.0 if made.reused else metadata(made)["seconds"],
             bytes=made.bytes,
-            positions=metadata(made).get("positions"),
+            positions=_positions(made),
             address=made.address,
+            seconds_when_computed=metadata(made)["seconds"],
+            devices=metadata(made).get("devices", 1),
         )
         for stage, artifacts in parts
         for made in artifacts
     )
+
+
+def _positions(made: Artifact) -> int | None:
+    # Training counts the positions of all its passes over the data.
+    said = metadata(made)
+    count: int | None = said.get("positions", said.get("training", {}).get("positions"))
+    return count
 
 
 def model_rows(fusion: ResolvedFusion, checkpoints: Mapping[str, Artifact]) -> tuple[ModelRow, ...]:

@@ -27,19 +27,25 @@ from fusion_core.progress import Advance
 
 
 class Subject:
-    """A model under test, whose weights are loaded once for all benchmarks that let it speak.
+    """A model under test, fetched and loaded once, and only if a benchmark has to be run.
 
     Parameters
     ----------
-    model : ResolvedModel
+    find : callable
+        Returns the model, its files on this machine.
     batch_tokens : int
         Tokens of one batch, prompts and room for the answers included.
     """
 
-    def __init__(self, model: ResolvedModel, batch_tokens: int) -> None:
-        self.model = model
+    def __init__(self, find: Callable[[], ResolvedModel], batch_tokens: int) -> None:
+        self._find = find
         self._batch_tokens = batch_tokens
         self._generator: Generator | None = None
+
+    @property
+    def model(self) -> ResolvedModel:
+        """The model itself."""
+        return self._find()
 
     def generator(self) -> Generator:
         """Return what answers, loaded at the first call."""

@@ -39,7 +39,7 @@ def format_seconds(value: float) -> str:
 
 def format_hours(value: float) -> str:
     """Write device hours with as many digits as they deserve."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def format_signed(value: float, digits: int) -> str:

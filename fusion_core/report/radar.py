@@ -11,8 +11,9 @@ from markupsafe import Markup, escape
 from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.report.run_summary import RunSummary
 
-WIDTH, HEIGHT, RADIUS = 420.0, 330.0, 112.0
-CENTRE_X, CENTRE_Y = WIDTH / 2, HEIGHT / 2
+WIDTH, RADIUS = 420.0, 120.0
+CENTRE_X, CENTRE_Y = WIDTH / 2, 150.0
+MARGIN = 24.0
 FEWEST_AXES = 3
 RINGS = 4
 LONGEST_LABEL = 22
@@ -42,19 +43,27 @@ class Radar:
 def radar_charts(summary: RunSummary) -> list[Radar]:
     """Draw what the run has: held-out scores by domain, judged scores by category.
 
+    Specialised sources lie so far from the pivot that what fusion changed would shrink to nothing beside them, so a
+    second chart by domain shows the run's own models alone.
+
     Returns
     -------
     list of Radar
         Without those that have fewer than three axes.
     """
-    roles = ("fused", "pivot", "source", "control") if summary.models_of("fused") else ("target", "pivot", "source")
-    names = [model.name for role in roles for model in summary.models_of(role)]  # type: ignore[arg-type]
-    charts = [_by_domain(summary, names)]
-    charts += [_by_category(table, names) for table in summary.judged]
+    results = summary.models_of("fused") or summary.models_of("target")
+    pivots, sources = summary.models_of("pivot"), summary.models_of("source")
+    everyone = [model.name for model in (*results, *pivots, *sources)]
+    own = [model.name for model in (*results, *pivots, *summary.models_of("control", "target"))]
+    charts = [
+        _by_domain(summary, "By domain: what was fused", everyone),
+        _by_domain(summary, "By domain: what was made of the pivot", list(dict.fromkeys(own))),
+        *(_by_category(table, everyone) for table in summary.judged),
+    ]
     return [chart for chart in charts if chart is not None]
 
 
-def _by_domain(summary: RunSummary, names: Sequence[str]) -> Radar | None:
+def _by_domain(summary: RunSummary, title: str, names: Sequence[str]) -> Radar | None:
     table = summary.scores
     if table is None or len(table.domains) < FEWEST_AXES:
         return None
@@ -71,7 +80,7 @@ def _by_domain(summary: RunSummary, names: Sequence[str]) -> Radar | None:
     values = [value for several in series.values() for value in several]
     low, high, step = _round_range(min(values), max(values))
     return _chart(
-        "By domain",
+        title,
         f"{table.baseline}'s nats per byte in percent of the model's: farther out is better, {table.baseline} is at "
         f"100 everywhere. The centre is {low:g}, rings are {step:g} apart.",
         table.domains,
@@ -107,8 +116,8 @@ def _by_category(table: JudgedTable, names: Sequence[str]) -> Radar | None:
 
 def _round_range(smallest: float, largest: float) -> tuple[float, float, float]:
     """Return a centre below, a rim above and the distance of the rings, all round numbers."""
-    for step in (2.5, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 250.0, 1000.0):
-        low = max(0.0, math.floor(smallest / step - 0.2) * step)
+    for step in (1.0, 2.0, 2.5, 5.0, 10.0, 20.0, 25.0, 50.0, 100.0, 250.0, 1000.0):
+        low = max(0.0, math.floor(smallest / step - 0.5) * step)
         if low + RINGS * step >= largest:
             return low, low + RINGS * step, step
     return 0.0, largest, largest / RINGS
@@ -150,8 +159,10 @@ def _chart(
         )
         models.append((name, number + 1, dashes))
     body = Markup("").join(parts)
-    svg = Markup('<svg class="radar" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, escape(title), body
+    heights = [_at(angle, 1.13)[1] for angle in angles]
+    top, height = min(heights) - MARGIN, max(heights) - min(heights) + 2 * MARGIN
+    svg = Markup('<svg class="radar" viewBox="0 {:.0f} {:g} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
+        top, WIDTH, height, escape(title), body
     )
     return Radar(title, note, svg, tuple(models))
 
