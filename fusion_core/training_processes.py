@@ -73,7 +73,7 @@ class _Children:
         self._micro_batch_tokens = job.config.micro_batch_tokens
         self._steps_done, self._resident_bytes = 0, 0
         self._events, writing = os.pipe()
-        port = _free_port()
+        port = free_port()
         self._processes = []
         for rank in range(count):
             environment = {
@@ -186,7 +186,8 @@ class _Children:
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine's loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

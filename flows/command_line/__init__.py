@@ -13,11 +13,13 @@ from flows.command_line.registry_commands import lineage, promote, reproduce, ro
 from flows.command_line.source_commands import add_source, receiver, refusion, sources
 from flows.command_line.stack_commands import down, status, up
 from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
-from fusion_core.errors import FusionError
+from fusion_core.errors import FusionError, TrainingInterruptedError
 from tasks.environment import configure_libraries, home_folder
 
 USER_ERROR = 2
 INTERRUPTED = 130
+# EX_TEMPFAIL of sysexits: the machine was taken away, and the same command goes on elsewhere or later.
+PREEMPTED = 75
 
 application = typer.Typer(
     name="fuseline",
@@ -54,10 +56,16 @@ application.add_typer(cache, name="cache")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence on standard error and exit status 2."""
+    """Run the command line; a user's mistake is one sentence on standard error and exit status 2.
+
+    A training that was asked to stop by SIGTERM, and can be resumed, ends with status 75.
+    """
     configure_libraries(home_folder())
     try:
         application()
+    except TrainingInterruptedError as error:
+        print(f"fuseline: {error}", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except FusionError as error:
         print(f"fuseline: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -34,6 +34,10 @@ def assert_same_result(one, two, folders: tuple[Path, Path]) -> None:
     assert [w.lm_loss for w in two.windows] == pytest.approx([w.lm_loss for w in one.windows], rel=1e-4)
     assert [w.gradient_norm for w in two.windows] == pytest.approx([w.gradient_norm for w in one.windows], rel=1e-3)
     assert (two.positions, two.tokens) == (one.positions, one.tokens)
+    assert_same_weights(*folders)
+
+
+def assert_same_weights(*folders: Path) -> None:
     first, second = (weights(folder / "target") for folder in folders)
     assert first.keys() == second.keys()
     for name in first:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusion_core.config import FusionConfig
 from fusion_core.models import ResolvedModel, resolve_model
 from fusion_core.training import train_target
+from fusion_core.training_processes import free_port
 from tasks.addresses import ResolvedFusion
 from tasks.publication import Artifact, Publication, find_artifact
 from tasks.store import FolderStore
 from tasks.train import train_on_fused
 from tasks.training_checkpoints import StoredCheckpoints
+from tests.conftest import REPOSITORY
 from tests.fusion_core.test_training import CPU, pivot, shards  # noqa: F401
 
 TRAINING = {
@@ -103,6 +111,52 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(pivot, shards,
     )
     published = store.read(f"{made.address}/model.safetensors")
     assert published == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_of_an_outside_launch_train_one_target_that_the_first_publishes(pivot, shards, tmp_path):  # noqa: F811
+    store = FolderStore(tmp_path / "store")
+    fusion = fusion_of(pivot)
+    publish_fused(store, tmp_path / "scratch", fusion, shards)
+    launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    launch += ["--master-port", str(free_port()), "-m", "tests.tasks.outside_train", str(tmp_path), str(pivot)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-m", *launch], check=True, timeout=250, cwd=tmp_path, env=environment)
+    made = find_artifact(store, fusion.target(fusion.sources))
+    assert made is not None
+    assert (tmp_path / "made0").read_text() == (tmp_path / "made1").read_text() == made.digest
+    assert checkpoints(store, made.address) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_process_is_gone_on_from_by_another_machine(pivot, shards, tmp_path):  # noqa: F811
+    store = FolderStore(tmp_path / "store")
+    # Long enough to be killed in between.
+    fusion = fusion_of(pivot, epochs=100, keep_checkpoints=1)
+    fused = publish_fused(store, tmp_path / "scratch", fusion, shards)
+    address = fusion.target(fusion.sources)
+    script = (
+        "import sys; from pathlib import Path; from tests.tasks.test_train import *; from tasks.train import *;"
+        "fusion = fusion_of(Path(sys.argv[1]), epochs=100, keep_checkpoints=1);"
+        "fused = find_artifact(open_workplace().store, fusion.fused(fusion.sources));"
+        "train_on_fused(fusion, 'target-a', fusion.sources, fused)"
+    )
+    environment = {**os.environ, "FUSELINE_HOME": str(tmp_path / "one"), "FUSELINE_STORE": str(tmp_path / "store")}
+    environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, "-c", script, str(pivot)], env=environment, cwd=tmp_path) as doomed:
+        while doomed.poll() is None and not any(info.key.endswith("/index.json") for info in store.list(address)):
+            time.sleep(0.02)
+        doomed.kill()
+    assert doomed.returncode == -signal.SIGKILL and find_artifact(store, address) is None
+    steps: list[int] = []
+    with machine("two", tmp_path, lambda done, total: steps.append(done)):
+        made = train_on_fused(fusion, "target-a", fusion.sources, fused)
+    assert steps[0] > 2 and steps[-1] == 334
+    whole = fusion.config.training
+    train_target(pivot, shards, tmp_path / "whole", whole, checkpoint_folder=tmp_path / "checkpoints", device=CPU)
+    assert store.read(f"{made.address}/model.safetensors") == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def test_checkpoints_stay_at_home_unless_asked_for(pivot, shards, tmp_path):  # noqa: F811
