@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flows.command_line import application
 from flows.fusechat import fusechat
@@ -63,6 +64,13 @@ def no_champion(client: MlflowClient, first: FusionResult) -> None:
     client.set_registered_model_alias(NAME, "candidate", first.model_version)
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Run a command in this process."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    return lambda *arguments: CliRunner().invoke(application, arguments)
+
+
 def aliases(client: MlflowClient) -> dict[str, str | None]:
     return {alias: version_by_alias(client, NAME, alias) for alias in ("champion", "previous", "candidate")}
 
@@ -75,7 +83,9 @@ def test_the_first_champion_has_beaten_the_pivot(client: MlflowClient, first: Fu
     (gate,) = promotion.decision.gates
     assert promotion.outcome == "promoted" and gate.rival == "pivot stories" and gate.low > 0
     row, pivot = (first.files.summary.scores.row(name).overall for name in ("fused", "stories"))
-    assert gate.candidate == pytest.approx(row.nats_per_byte) and gate.other == pytest.approx(pivot.nats_per_byte)
+    # The table cuts each dialogue where all models end together, the gate where these two do.
+    assert gate.candidate == pytest.approx(row.nats_per_byte, rel=0.01)
+    assert gate.other == pytest.approx(pivot.nats_per_byte, rel=0.01)
     assert aliases(client) == {"champion": first.model_version, "previous": None, "candidate": None}
     tags = client.get_model_version(NAME, first.model_version).tags
     assert tags["promotion.outcome"] == "promoted"
@@ -142,20 +152,22 @@ def test_a_person_has_the_last_word_in_prefects_page(
     assert promotion.reason == "not today" or approve
 
 
-def test_nobody_answers(recipe: FusionConfig, second: FusionResult) -> None:
+def test_nobody_answers(recipe: FusionConfig, second: FusionResult, command: Callable[..., Result]) -> None:
     promotion = {"approval": "manual", "approval_timeout_hours": 1.5 / 3600}
     again = fusechat(change(recipe, merge={"method": "linear"}, promotion=promotion))
     declined = promote(NAME, again.model_version)
     assert declined.outcome == "declined" and "nobody answered within" in declined.reason
     # A command that cannot ask says so, before anything is done.
-    result = CliRunner().invoke(application, ["promote", NAME, "--version", again.model_version])
+    result = command("promote", NAME, "--version", again.model_version)
     assert isinstance(result.exception, ConfigError) and "add --yes" in str(result.exception)
-    done = CliRunner().invoke(application, ["promote", NAME, "--version", again.model_version, "--yes"])
+    done = command("promote", NAME, "--version", again.model_version, "--yes")
     assert done.exit_code == 0, done.output
     assert f"version {again.model_version} is champion" in done.output
 
 
-def test_lineage_walks_back_to_the_data(first: FusionResult, recipe: FusionConfig) -> None:
+def test_lineage_walks_back_to_the_data(
+    first: FusionResult, recipe: FusionConfig, command: Callable[..., Result]
+) -> None:
     found = read_lineage(NAME, first.model_version)
     stages: dict[str, set[str]] = {}
     nodes = [found.tree]
@@ -175,10 +187,10 @@ def test_lineage_walks_back_to_the_data(first: FusionResult, recipe: FusionConfi
     assert [model.digest for model in found.record.models] == [fusion.pivot.digest, *(s.digest for s in fusion.sources)]
     assert found.record.dataset_digest == fusion.dataset_digest
     assert found.record.packages["torch"] and len(found.record.code.files) == 32
-    text = CliRunner().invoke(application, ["lineage", NAME, first.model_version]).output
+    text = command("lineage", NAME, first.model_version).output
     for word in ("bytes-700", "shards", fusion.dataset_digest, found.record.address):
         assert word in text
-    as_json = CliRunner().invoke(application, ["lineage", NAME, first.model_version, "--json"]).output
+    as_json = command("lineage", NAME, first.model_version, "--json").output
     assert json.loads(as_json)["tree"]["address"] == found.record.address
 
 
@@ -197,7 +209,7 @@ def test_reproduction_gives_the_same_address(first: FusionResult, tmp_path: Path
         write_reproduction(NAME, first.model_version, tmp_path / "again")
 
 
-def test_unknown_versions_are_a_users_mistake(first: FusionResult) -> None:
+def test_unknown_versions_are_a_users_mistake(first: FusionResult, command: Callable[..., Result]) -> None:
     for arguments in (["lineage", NAME, "99"], ["promote", "nothing"], ["rollback", NAME]):
-        result = CliRunner().invoke(application, arguments)
+        result = command(*arguments)
         assert isinstance(result.exception, (ConfigError, PromotionError)), result.output
