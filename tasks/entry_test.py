@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from fusion_core.errors import EvaluationError
+from fusion_core.errors import EvaluationError, TrackingError
 from fusion_core.models import ResolvedModel
 from tasks.addresses import ResolvedFusion
 from tasks.publication import Artifact
@@ -25,8 +25,10 @@ def entry_run(fusion: ResolvedFusion, source: ResolvedModel) -> Iterator[str]:
     run = tracking.start_run(f"entry test of {source.name}", tags)
     try:
         yield run
-    except BaseException:
-        tracking.end_run(run, "FAILED")
+    except BaseException as error:
+        # The source's own error is the one to show, whatever MLflow says to this.
+        with suppress(TrackingError):
+            tracking.fail_run(run, error)
         raise
     tracking.end_run(run, "FINISHED")
 

@@ -83,7 +83,7 @@ class StoreLock:
 
     def require(self) -> None:
         """Raise `LockedError` when somebody has taken this process for dead and the lock with it."""
-        if self._number == 0 or self.top()[0] != self._number:
+        if not self._is_mine():
             raise LockedError(f"The lock {self.name!r} was lost to another process while it was held; run again.")
 
     def release(self) -> None:
@@ -92,9 +92,14 @@ class StoreLock:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._number:
+        if self._is_mine():
             self._store.delete([f"{self._prefix}{self._number:08d}"])
-            self._number = 0
+        self._number = 0
+
+    def _is_mine(self) -> bool:
+        """Look whose the lock is; the number alone does not tell, as numbers begin anew after a release."""
+        number, content = self.top()
+        return 0 < number == self._number and _owner(content).get("owner") == self._owner["owner"]
 
     def _put(self, number: int) -> bool:
         self._renewals = 0
@@ -130,7 +135,7 @@ class StoreLock:
         while not self._stop.wait(self._silence / RENEWALS_IN_SILENCE):
             self._renewals += 1
             try:
-                if self.top()[0] != self._number:
+                if not self._is_mine():
                     return
                 self._store.write(f"{self._prefix}{self._number:08d}", self._content())
             except StoreError as error:

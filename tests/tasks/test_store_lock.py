@@ -40,6 +40,21 @@ def test_waiting_ends_when_the_owner_releases(folder_store: FolderStore) -> None
     second.release()
 
 
+def test_one_that_was_taken_for_dead_leaves_the_lock_to_a_later_owner_of_the_same_number(
+    folder_store: FolderStore,
+) -> None:
+    first, third = StoreLock(folder_store, "a"), StoreLock(folder_store, "a")
+    assert first.try_acquire()
+    # A second owner took over meanwhile, and released.
+    folder_store.delete(["locks/a/00000001"])
+    assert third.try_acquire()
+    with pytest.raises(LockedError):
+        first.require()
+    first.release()
+    third.require()
+    third.release()
+
+
 def elsewhere(store: Store, renewals: int) -> None:
     """Write as an owner on another machine would."""
     content = {"host": "another machine", "pid": 1, "started": 0.0, "renewals": renewals}
