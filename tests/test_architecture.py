@@ -15,6 +15,8 @@ FORBIDDEN = {
 }
 UNSAFE_CALLS = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("yaml", "load")}
 UNSAFE_NAMES = {"eval", "exec"}
+# Runs what a model wrote, inside a process that can reach nothing; that is what it is for.
+SANDBOX = REPOSITORY / "fusion_core" / "evaluation" / "sandbox_child.py"
 
 
 def sources(package: str) -> list[Path]:
@@ -44,7 +46,7 @@ def test_nothing_loads_pickles_or_evaluates_text() -> None:
             if not isinstance(node, ast.Call):
                 continue
             function = node.func
-            if isinstance(function, ast.Name) and function.id in UNSAFE_NAMES:
+            if isinstance(function, ast.Name) and function.id in UNSAFE_NAMES and path != SANDBOX:
                 wrong.append(f"{path}:{node.lineno} {function.id}")
             owner = getattr(getattr(function, "value", None), "id", None)
             if isinstance(function, ast.Attribute) and (owner, function.attr) in UNSAFE_CALLS:
@@ -61,7 +63,8 @@ def test_constraints_pin_every_dependency_of_the_project() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines if "==" in line}
-    extras = project["optional-dependencies"].values()
+    # vLLM pins its own torch and transformers, so it lives in an environment of its own.
+    extras = [wanted for name, wanted in project["optional-dependencies"].items() if name != "vllm"]
     wanted = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=\[ ]", requirement)[0]).lower() for requirement in wanted}
     assert names - pinned == set()
