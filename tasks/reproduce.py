@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from fusion_core.errors import ConfigError
 from fusion_core.recipes import load_recipe, read_mapping
-from tasks.lineage_record import LineageRecord
+from tasks.lineage_record import FileOrigin, LineageRecord, ModelOrigin
 from tasks.local_files import disk_errors
 from tasks.registry import read_record, read_version
 from tasks.resolve import resolve_fusion
@@ -101,6 +101,10 @@ def _template(folder: Path, model: str) -> Path:
     return folder / f"chat_template_{model}.jinja"
 
 
+def _place(one: ModelOrigin | FileOrigin) -> str:
+    return f"{one.origin} ({one.revision or f'SHA-256 {one.digest[:16]}'})"
+
+
 def _commands(record: LineageRecord, model_name: str, version: str, command: str) -> str:
     code = record.code
     lines = [
@@ -113,8 +117,6 @@ def _commands(record: LineageRecord, model_name: str, version: str, command: str
         lines.append(f"git checkout {code.commit}")
     if code.dirty or code.commit is None:
         lines.append(f"# The code then had no commit of its own; the digest of its files was {code.files}")
-    places = [
-        f"{one.origin} ({one.revision or 'SHA-256 ' + one.digest[:16]})" for one in (*record.models, *record.files)
-    ]
+    places = [_place(one) for one in record.models] + [_place(one) for one in record.files]
     lines += [f"# It reads {place}" for place in places]
     return "\n".join([*lines, f"pip install -r {PACKAGES_NAME}", command]) + "\n"

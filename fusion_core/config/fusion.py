@@ -52,8 +52,11 @@ class FusionConfig(Section):
 
     @model_validator(mode="after")
     def _distinct_models(self) -> FusionConfig:
-        if self.pivot.trust_remote_code:
-            raise ValueError("a pivot that needs its own code cannot be trained; choose one that transformers knows")
+        if self.extraction.truncation == "sampled" and self.alignment.duplicates == "first":
+            raise ValueError(
+                "`alignment.duplicates: first` normalises rows again, and sampled weights are then biased; set "
+                "`duplicates: sum` or `extraction.truncation: top_k`"
+            )
         if self.pivot.quantization != "none":
             raise ValueError("a pivot is trained, so it is read as it is; remove its `quantization`")
         quantised = next((source.name for source in self.sources if source.quantization != "none"), None)
@@ -80,8 +83,9 @@ class FusionConfig(Section):
 
     @model_validator(mode="after")
     def _rivals_are_trained(self) -> FusionConfig:
-        gates = (*self.promotion.must_beat, *self.promotion.must_not_drop_more_than)
-        if not self.evaluation.plain_sft_control and any(gate.rival == "plain_sft" for gate in gates):
+        rivals = {gate.rival for gate in self.promotion.must_beat}
+        rivals |= {gate.rival for gate in self.promotion.must_not_drop_more_than}
+        if not self.evaluation.plain_sft_control and "plain_sft" in rivals:
             raise ValueError(
                 "a gate of `promotion` compares with plain_sft, which is not trained; set "
                 "`evaluation.plain_sft_control: true` or name another `rival`"

@@ -148,13 +148,13 @@ def _drops(gate: MustNotDrop, candidate: Contender, rival: Contender | None, tab
             continue
         passed = found.gain >= -gate.limit
         verb = "stays within" if passed else "drops more than"
-        reason = (
+        said = (
             f"{candidate.name} {verb} {gate.limit:g} of {name} on {metric}: {found.candidate:.4f} against "
             f"{found.other:.4f}, better by {found.gain:+.4g}"
         )
         results.append(
             unanswered.model_copy(
-                update={**found.model_dump(), "metric": metric, "passed": passed, "reason": reason}
+                update={**found.model_dump(), "metric": metric, "passed": passed, "reason": said}
                 | {"confidence": CONFIDENCE if found.low is not None else None}
             )
         )
