@@ -102,8 +102,13 @@ def fuse_with_winners(
     cross_entropies: np.ndarray | None = None,
     where_pivot_wins: Literal["distribution", "label"] = "distribution",
     unaligned: Literal["label", "pivot"] = "label",
+    uniforms: np.ndarray | None = None,
 ) -> Fusion:
-    """Do what :func:`fuse` does, and say which model won where; same parameters and errors."""
+    """Do what :func:`fuse` does, and say which model won where; same parameters and errors.
+
+    ``uniforms`` float64 [N] in [0, 1): entries are sampled ones, and where AvgCE has more than K of them these draws
+    decide which stay, so that their masses stay unbiased.
+    """
     _check_positions(pivot, sources)
     models = [pivot, *sources]
     has_row = np.stack([model.token_ids[:, 0] >= 0 for model in models])
@@ -120,7 +125,7 @@ def fuse_with_winners(
     if function == "mince":
         fused = _select(models, winners, silent if level == "token" else None, where_pivot_wins, unaligned)
     else:
-        fused = _average(models, cross_entropies, has_row, silent, unaligned)
+        fused = _average(models, cross_entropies, has_row, silent, unaligned, uniforms)
     return Fusion(fused, winners)
 
 
@@ -189,6 +194,7 @@ def _average(
     has_row: np.ndarray,
     silent: np.ndarray,
     unaligned: Literal["label", "pivot"],
+    uniforms: np.ndarray | None,
 ) -> TopK:
     pivot = models[0]
     fused = _empty_like(pivot, max(model.top_k for model in models))
@@ -207,7 +213,8 @@ def _average(
         with np.errstate(divide="ignore"):
             room.log_probs[:, entries] = model.log_probs + np.log(weights[number])[:, None]
         column += model.top_k
-    _merge_entries(room.token_ids, room.log_probs, mixed, size, fused.token_ids, fused.log_probs)
+    draws = np.full(pivot.positions, -1.0) if uniforms is None else np.ascontiguousarray(uniforms, np.float64)
+    _merge_entries(room.token_ids, room.log_probs, mixed, size, draws, fused.token_ids, fused.log_probs)
     known = np.stack([np.isfinite(model.label_log_probs) for model in models]) & (weights > 0)
     probabilities = np.stack([np.exp(model.label_log_probs.astype(np.float64)) for model in models])
     masses = np.where(known, weights * probabilities, 0.0).sum(axis=0)
@@ -219,7 +226,7 @@ def _average(
 
 
 @compiled
-def _merge_entries(token_ids, log_probs, rows, size, out_ids, out_log_probs):
+def _merge_entries(token_ids, log_probs, rows, size, draws, out_ids, out_log_probs):
     scratch = Scratch(np.full(size, -1, np.int32), np.empty(size, np.int32), np.empty(size, np.float64))
     for position in range(len(token_ids)):
         if not rows[position]:
@@ -230,7 +237,7 @@ def _merge_entries(token_ids, log_probs, rows, size, out_ids, out_log_probs):
             mass = np.exp(np.float64(log_probs[position, entry]))
             if token >= 0 and mass > 0.0:
                 count = add_mass(scratch, count, token, mass, False)
-        write_row(scratch, count, False, out_ids[position], out_log_probs[position])
+        write_row(scratch, count, False, out_ids[position], out_log_probs[position], -1, draws[position])
 
 
 def _empty_like(pivot: TopK, top_k: int) -> TopK:

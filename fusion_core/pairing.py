@@ -21,6 +21,7 @@ from fusion_core.alignment.projection import (
     Projection,
     project_with_coverage,
 )
+from fusion_core.alignment.sampled_rows import cut_uniforms
 from fusion_core.alignment.shared_text import SharedText, Spans, join_responses, place_tokens
 from fusion_core.alignment.vocabulary import map_vocabulary
 from fusion_core.config import AlignmentConfig, FusionFunctionConfig
@@ -116,11 +117,12 @@ def fuse_shard(
     pivot_spans = place_tokens(encoded, response_starts)
     pivot_bytes = token_bytes(pivot_encoder.tokenizer)
     source_spans, projections = [], []
-    for name, shard, encoder, vocabulary in zip(names, sources, source_encoders, vocabularies, strict=True):
+    models = zip(names, sources, source_encoders, vocabularies, strict=True)
+    for number, (name, shard, encoder, vocabulary) in enumerate(models):
         spans = place_tokens(_encode(f"source {name!r}", dialogues, encoder, shard), response_starts)
         shared = SharedText(text, pivot_spans, spans, pivot_bytes, token_bytes(encoder.tokenizer))
         source_spans.append(spans)
-        projections.append(_project(shard, shared, vocabulary, alignment))
+        projections.append(_project(shard, shared, vocabulary, alignment, _draws(pivot, f"source {number}")))
     cross_entropies = _cross_entropies(pivot, sources, pivot_spans, source_spans, projections, fusion)
     fused = fuse_with_winners(
         pivot.top_k,
@@ -130,6 +132,7 @@ def fuse_shard(
         cross_entropies=cross_entropies,
         where_pivot_wins=fusion.where_pivot_wins,
         unaligned=fusion.unaligned,
+        uniforms=_draws(pivot, "fusion"),
     )
     metadata = ShardMetadata(model_digest, pivot.metadata.dataset_digest, fused.top_k.top_k, pivot.metadata.truncation)
     shard = Shard(
@@ -156,7 +159,18 @@ def _encode(who: str, dialogues: Sequence[Dialogue], encoder: Encoder, shard: Sh
     return encoded
 
 
-def _project(shard: Shard, shared: SharedText, vocabulary: np.ndarray, alignment: AlignmentConfig) -> Projection:
+def _draws(pivot: Shard, stream: str) -> np.ndarray | None:
+    """One number in [0, 1) for each position of sampled shards, by which rows with too many entries are cut."""
+    if pivot.metadata.truncation != "sampled":
+        return None
+    positions = np.diff(pivot.top_k.row_splits)
+    parts = [cut_uniforms(stream, *dialogue) for dialogue in zip(pivot.dialogue_ids, positions, strict=True)]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _project(
+    shard: Shard, shared: SharedText, vocabulary: np.ndarray, alignment: AlignmentConfig, draws: np.ndarray | None
+) -> Projection:
     pivot, source = shared.pivot, shared.source
     if alignment.positions == "dtw":
         rows = match_one_to_one(pivot, source, shared.pivot_bytes, shared.source_bytes, vocabulary)
@@ -171,6 +185,7 @@ def _project(shard: Shard, shared: SharedText, vocabulary: np.ndarray, alignment
         condition_inside_tokens=alignment.condition_inside_tokens,
         gold_consistent=alignment.gold_consistent,
         duplicates=alignment.duplicates,
+        uniforms=draws,
     )
 
 

@@ -145,8 +145,13 @@ def project_with_coverage(
     condition_inside_tokens: bool = True,
     gold_consistent: bool = True,
     duplicates: Duplicates = "sum",
+    uniforms: np.ndarray | None = None,
 ) -> Projection:
-    """Do what :func:`project` does, and say how each position came about; same parameters and errors."""
+    """Do what :func:`project` does, and say how each position came about; same parameters and errors.
+
+    ``uniforms`` float64 [N] in [0, 1): the source's entries are sampled ones, and a row that gets more than K is cut by
+    these draws so that its masses stay unbiased.
+    """
     if isinstance(positions, BytePositions):
         rows, row_splits = positions.source_rows, positions.row_splits
     elif text is not None:
@@ -169,6 +174,7 @@ def project_with_coverage(
         np.ascontiguousarray(source.label_log_probs, np.float32),
     )
     keep_first = duplicates == "first"
+    draws = np.full(len(rows), -1.0) if uniforms is None else np.ascontiguousarray(uniforms, np.float64)
     if text is None or isinstance(positions, Sequence):
         kinds = np.where(rows >= 0, BOUNDARY, NOT_COVERED).astype(np.uint8)
         if isinstance(positions, BytePositions):
@@ -189,7 +195,7 @@ def project_with_coverage(
             rows, positions.bytes_read, distributions, text.text, _gold(text.pivot), _gold(text.source),
             _strings(text.pivot_bytes), _strings(text.source_bytes), vocabulary, build_trie(text.pivot_bytes),
             text.pivot_bytes.digest == text.source_bytes.digest, condition_inside_tokens, gold_consistent, keep_first,
-            out_ids, out_log_probs, out_labels,
+            draws, out_ids, out_log_probs, out_labels,
         )  # fmt: skip
     return Projection(TopK(out_ids, out_log_probs, out_labels, row_splits), kinds, stored, kept, rows)
 
@@ -238,7 +244,8 @@ def _project_rows(rows, distributions, vocabulary, pivot_size, keep_first, out_i
             mapped = vocabulary[token] if token < len(vocabulary) else -1
             if mapped >= 0:
                 count = add_mass(scratch, count, mapped, mass, keep_first)
-        kept[position] = write_row(scratch, count, keep_first, out_ids[position], out_log_probs[position])
+        # A row of its own entries alone never has too many.
+        kept[position] = write_row(scratch, count, keep_first, out_ids[position], out_log_probs[position], -1, -1.0)
         out_labels[position] = distributions.label_log_probs[row]
     return stored, kept
 
@@ -246,7 +253,7 @@ def _project_rows(rows, distributions, vocabulary, pivot_size, keep_first, out_i
 @compiled
 def _project_text(
     rows, bytes_read, distributions, text, pivot, source, pivot_strings, strings, vocabulary, trie, same_tokenizer,
-    condition, gold_consistent, keep_first, out_ids, out_log_probs, out_labels,
+    condition, gold_consistent, keep_first, draws, out_ids, out_log_probs, out_labels,
 ):  # fmt: skip
     """Project over a known text; returns kinds, stored and kept mass."""
     kinds = np.full(len(rows), NOT_COVERED, np.uint8)
@@ -306,7 +313,7 @@ def _project_text(
             path = scale * np.exp(np.float64(distributions.label_log_probs[row]))
             count, further = read_next_rows(
                 distributions, row + 1, last, path, source, strings, trie, node, best, text, end, gold, count,
-                scratch, keep_first, not gold_consistent,
+                scratch, keep_first, not gold_consistent, draws[position] >= 0.0,
             )  # fmt: skip
             gold_mass += further
         out_labels[position] = np.log(max(gold_mass, TINY))
@@ -316,5 +323,8 @@ def _project_text(
             continue
         kinds[position] = CONDITIONED if inside else BOUNDARY
         stored[position] = looked_at
-        kept[position] = write_row(scratch, count, keep_first, out_ids[position], out_log_probs[position])
+        kept[position] = write_row(
+            scratch, count, keep_first, out_ids[position], out_log_probs[position], gold if gold_consistent else -1,
+            draws[position],
+        )  # fmt: skip
     return kinds, stored, kept

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusion_core.alignment.compiled import compiled
+from fusion_core.alignment.sampled_rows import cut_sampled_row
 from fusion_core.alignment.trie import walk
 
 BOUNDARY, CONDITIONED, NO_ENTRY, NOT_COVERED = 0, 1, 2, 3
@@ -96,10 +97,15 @@ def clear(scratch, count):
 
 
 @compiled
-def write_row(scratch, count, normalise, out_ids, out_log_probs):
-    """Write the most probable tokens in descending order, forget the row, return the mass written."""
+def write_row(scratch, count, normalise, out_ids, out_log_probs, always, uniform):
+    """Write the most probable tokens in descending order, forget the row, return the mass written.
+
+    ``uniform`` in [0, 1): the row is sampled, and what is too much for it is drawn, but for the token ``always``.
+    """
     ids, masses = scratch.ids, scratch.masses
     clear(scratch, count)
+    if uniform >= 0.0:
+        count = cut_sampled_row(ids, masses, count, len(out_ids), always, uniform)
     for place in range(1, count):
         token, mass = ids[place], masses[place]
         hole = place
@@ -227,25 +233,29 @@ def read_first_row(
 
 @compiled
 def read_next_rows(
-    rows, first, last, path, source, strings, trie, node, best, text, end, gold, count, scratch, keep_first, plain
-):
+    rows, first, last, path, source, strings, trie, node, best, text, end, gold, count, scratch, keep_first, plain,
+    sampled,
+):  # fmt: skip
     """Follow the gold text through rows ``first`` to ``last``; ``path``: mass of the gold tokens before; ``plain``: add
-    nothing to the row.
+    nothing to the row; ``sampled``: entries stand for the whole mass.
 
     Returns tokens in the row and mass added to the pivot's gold token.
     """
     gold_mass = 0.0
     for row in range(first, last + 1):
         label, start = source.labels[row], source.starts[row]
-        left, seen = 1.0, False
+        placed, unplaced, seen = 0.0, 0.0, False
         for entry in range(rows.token_ids.shape[1] + 1):
             token, mass = entry_of(rows, row, entry, label, seen)
-            if token < 0 or token >= len(strings.special) or (strings.special[token] and token != label):
+            if token < 0:
+                continue
+            if token >= len(strings.special) or (strings.special[token] and token != label):
+                unplaced += mass
                 continue
             mapped = np.int64(-1)
             if token == label:
                 seen = True
-                left -= mass
+                placed += mass
                 if row == last:
                     mapped = np.int64(gold)
             else:
@@ -255,11 +265,16 @@ def read_next_rows(
                 else:
                     _, found = walk(trie, node, best, strings.buffer, begin, stop)
                     mapped = np.int64(found)
-                left -= mass if mapped >= 0 else 0.0
+                if mapped >= 0:
+                    placed += mass
+                else:
+                    unplaced += mass
             if mapped >= 0:
                 if not plain:
                     count = add_mass(scratch, count, mapped, path * mass, keep_first)
                 gold_mass += path * mass if mapped == gold else 0.0
+        # Estimates of all masses add up to 1 in the mean alone: their rest would be of either sign.
+        left = unplaced if sampled else 1.0 - placed
         if left > 0.0 and best >= 0:
             # What is not stored, or would end the turn here, says only that the bytes so far were read.
             if not plain:
