@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -12,7 +11,7 @@ from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.errors import ModelError
 from fusion_core.models import TOKENIZER_FILES
 from tasks.landing import MARKER, LandedSource
-from tasks.local_files import disk_errors
+from tasks.local_files import disk_errors, link_or_copy
 from tasks.tracking import plain_errors
 from tasks.workplace import Workplace
 
@@ -31,7 +30,7 @@ def fetch_source(workplace: Workplace, config: FusionConfig, source: LandedSourc
         return source.model
     local = _in_place(workplace, source)
     folder = _fetched(workplace, config, source) if local is None else local
-    return ModelConfig(name=source.name, path=_checkpoint_folder(folder, source))
+    return ModelConfig(name=source.name, path=_checkpoint_folder(workplace, folder, source))
 
 
 def _in_place(workplace: Workplace, source: LandedSource) -> Path | None:
@@ -90,7 +89,7 @@ def _from_mlflow(workplace: Workplace, config: FusionConfig, source: LandedSourc
         download_artifacts(address, dst_path=str(target), tracking_uri=workplace.settings.tracking_uri)
 
 
-def _checkpoint_folder(folder: Path, source: LandedSource) -> Path:
+def _checkpoint_folder(workplace: Workplace, folder: Path, source: LandedSource) -> Path:
     """Find the checkpoint: the folder itself, its one subfolder, or the parts of MLflow's transformers flavour."""
     found = sorted(path.parent for path in folder.glob("config.json")) or sorted(
         path.parent for path in folder.glob("*/config.json")
@@ -100,10 +99,14 @@ def _checkpoint_folder(folder: Path, source: LandedSource) -> Path:
             f"Source {source.name!r} ({source.reference}) points at {source.files}, which holds no config.json; "
             "register a Hugging Face checkpoint folder."
         )
-    checkpoint = found[0]
     tokenizer = folder / "components" / "tokenizer"
-    if tokenizer.is_dir() and not (checkpoint / TOKENIZER_FILES[0]).exists():
-        for path in tokenizer.iterdir():
-            if path.is_file() and not (checkpoint / path.name).exists():
-                os.link(path, checkpoint / path.name)
-    return checkpoint
+    if not tokenizer.is_dir() or (found[0] / TOKENIZER_FILES[0]).exists():
+        return found[0]
+    # Put together in a folder of our own: the one that somebody registered stays as it is.
+    whole = workplace.settings.home / "sources" / f"{source.id}-whole"
+    with disk_errors(f"Putting source {source.name} together in {whole}"):
+        whole.mkdir(parents=True, exist_ok=True)
+        for path in (*found[0].iterdir(), *tokenizer.iterdir()):
+            if path.is_file() and not (whole / path.name).exists():
+                link_or_copy(path, whole / path.name)
+    return whole

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,3 +62,13 @@ def hash_file(path: Path) -> str:
     """
     with disk_errors(f"Reading {path}"), path.open("rb") as file:
         return copy_and_hash(file)
+
+
+def link_or_copy(path: Path, to: Path) -> None:
+    """Give a file a second name, or a copy where the disk has no links or is another one; an old file there goes."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.unlink(missing_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -14,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.addresses import ResolvedFusion
 from tasks.cache_collection import verify
 from tasks.loading import publish_loading_files
+from tasks.local_files import link_or_copy
 from tasks.manifest import CARD
 from tasks.publication import Artifact
 from tasks.registry import ADDRESS, CANDIDATE, CHAMPION, NOT_THERE, version_by_alias
@@ -95,19 +94,10 @@ def _lasting_folder(workplace: Workplace, merged: Artifact, files: RunFiles) -> 
     lasting.mkdir(exist_ok=True)
     for path in folder.rglob("*"):
         if path.is_file():
-            _link(path, lasting / path.relative_to(folder))
-    _link(files.folder / CARD, lasting / CARD)
+            # The local cache keeps its own name for the same bytes, so the checkpoint takes no room twice.
+            link_or_copy(path, lasting / path.relative_to(folder))
+    link_or_copy(files.folder / CARD, lasting / CARD)
     return lasting
-
-
-def _link(path: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.unlink(missing_ok=True)
-    try:
-        # The local cache keeps its own name for the same bytes, so the checkpoint takes no room twice.
-        os.link(path, to)
-    except OSError:
-        shutil.copyfile(path, to)
 
 
 def _find_version(tracking: Tracking, name: str, address: str) -> str | None:
