@@ -114,11 +114,13 @@ def _find_version(tracking: Tracking, name: str, address: str) -> str | None:
 def _create_version(
     workplace: Workplace, tracking: Tracking, name: str, merged: Artifact, fusion_run: str | None
 ) -> str:
+    source, logged = _source(workplace, tracking, name, merged)
     version = tracking.client.create_model_version(
         name,
-        source=_source(workplace, tracking, name, merged),
+        source=source,
         run_id=fusion_run,
         tags={ADDRESS: merged.address, "fuseline.manifest": merged.digest},
+        model_id=logged,
     )
     return str(version.version)
 
@@ -129,15 +131,15 @@ def _require_read_back(store: Store, address: str) -> None:
         raise BrokenObjectError(broken.address, broken.name, broken.found)
 
 
-def _source(workplace: Workplace, tracking: Tracking, name: str, merged: Artifact) -> str:
-    """Return where the version's weights lie: the object store itself, wherever MLflow can reach it.
+def _source(workplace: Workplace, tracking: Tracking, name: str, merged: Artifact) -> tuple[str, str | None]:
+    """Return where the version's weights lie, the store itself wherever MLflow can reach it, and the logged model's id.
 
     A tracking server cannot read a folder of this machine, and refuses file:// sources, so it gets a copy.
     """
     url = workplace.store.url(merged.address)
     if url.startswith("s3://") or not workplace.settings.tracking_uri.startswith("http"):
-        return url
+        return url, None
     logged = tracking.client.create_logged_model(tracking.experiment_id, name=name)
     tracking.client.log_model_artifacts(logged.model_id, str(workplace.folder(merged.address)))
     tracking.client.finalize_logged_model(logged.model_id, "READY")
-    return f"models:/{logged.model_id}"
+    return f"models:/{logged.model_id}", str(logged.model_id)

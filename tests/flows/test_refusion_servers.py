@@ -59,7 +59,8 @@ def register_source(servers: Servers, folder: Path, recipe: str, name: str) -> s
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     tags = {SOURCE_TAG: "true", RECIPE_TAG: recipe}
-    return str(client.create_model_version(name, f"models:/{model.model_id}", tags=tags).version)
+    source = f"models:/{model.model_id}"
+    return str(client.create_model_version(name, source, tags=tags, model_id=model.model_id).version)
 
 
 def champion(servers: Servers, recipe: str) -> str:
