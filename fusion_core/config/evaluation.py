@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt, model_validator
 
 from fusion_core.config.benchmarks import ChatSanityConfig, ExactMatchConfig, LmEvalConfig, PassAt1Config
+from fusion_core.config.judging import JudgedModels
 from fusion_core.config.names import Seed
-from fusion_core.config_section import Section
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(JudgedModels):
     """What the models are scored on."""
 
     plain_sft_control: bool = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,12 +55,23 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the endpoint said; ``finished`` is false where it was cut off at the largest number of tokens."""
+    """What the endpoint said.
+
+    Parameters
+    ----------
+    text : str
+    finished : bool
+        False where it was cut off at the largest number of tokens.
+    prompt_tokens, completion_tokens : int
+    first_token : dict
+        Log-probabilities of the likeliest first tokens, where they were asked for and the endpoint knows them.
+    """
 
     text: str
     finished: bool
     prompt_tokens: int
     completion_tokens: int
+    first_token: dict[str, float] = field(default_factory=dict)
 
 
 class EndpointError(EvaluationError):
@@ -100,9 +111,15 @@ class ChatClient:
         )
 
     def complete(
-        self, messages: Sequence[Mapping[str, str]], *, temperature: float, max_tokens: int, seed: int | None = None
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int | None = None,
+        top_logprobs: int | None = None,
     ) -> Reply:
-        """Return the reply to a conversation.
+        """Return the reply to a conversation; ``top_logprobs`` asks for as many likeliest first tokens.
 
         Raises
         ------
@@ -119,7 +136,7 @@ class ChatClient:
             reraise=True,
         )
         try:
-            return retrying(self._request, messages, temperature, max_tokens, seed)
+            return retrying(self._request, messages, temperature, max_tokens, seed, top_logprobs)
         except _TransientError as error:
             raise EndpointError(
                 f"{self._who} still fails after {self.endpoint.retries + 1} requests ({error}); mend it and run again: "
@@ -131,11 +148,18 @@ class ChatClient:
         return f"The endpoint {self.endpoint.host} (model {self.endpoint.model!r})"
 
     def _request(
-        self, messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int, seed: int | None
+        self,
+        messages: Sequence[Mapping[str, str]],
+        temperature: float,
+        max_tokens: int,
+        seed: int | None,
+        top_logprobs: int | None,
     ) -> Reply:
         extra: dict[str, Any] = {self._length_field: max_tokens}
         if seed is not None:
             extra["seed"] = seed
+        if top_logprobs is not None:
+            extra |= {"logprobs": True, "top_logprobs": top_logprobs}
         completions: Any = self._client.chat.completions
         try:
             answer = completions.create(
@@ -205,7 +229,14 @@ def _read(answer: Any) -> Reply:
         finished=getattr(choices[0], "finish_reason", None) != "length",
         prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
         completion_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
+        first_token=_first_token(choices[0]),
     )
+
+
+def _first_token(choice: Any) -> dict[str, float]:
+    content = getattr(getattr(choice, "logprobs", None), "content", None)
+    likeliest = getattr(content[0], "top_logprobs", None) if content else None
+    return {str(one.token): float(one.logprob) for one in likeliest or ()}
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:

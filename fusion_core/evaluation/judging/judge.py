@@ -38,12 +38,15 @@ class JudgeSettings:
         How often a judgment is asked for before it counts as missing.
     concurrency : int
         Requests under way at once.
+    top_logprobs : int or None
+        Likeliest first tokens that replies are to come with.
     """
 
     temperature: float = 0.0
     max_tokens: int = 2048
     attempts: int = 3
     concurrency: int = 8
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class JudgeModel:
         )
 
     def ask(
-        self, messages: Sequence[Mapping[str, str]], read: Callable[[str], Value | None], sample: int = 0
+        self, messages: Sequence[Mapping[str, str]], read: Callable[[Reply], Value | None], sample: int = 0
     ) -> Judged[Value]:
         """Ask for one judgment, again while a reply cannot be read; ``sample`` tells repeated judgments apart."""
         text, at = "", 0.0
@@ -110,7 +113,7 @@ class JudgeModel:
                 # Asking again changes nothing; a refusal costs nothing, so that it is not kept either.
                 return Judged(None, REFUSED, attempt + 1, time.time())
             text = reply.text
-            value = read(text)
+            value = read(reply)
             if value is not None:
                 return Judged(value, text, attempt + 1, at)
         return Judged(None, text, self.settings.attempts, at)
@@ -156,7 +159,16 @@ class JudgeModel:
         settings = self.settings
         temperature = max(settings.temperature, LOWEST_TEMPERATURE_OF_REPEATS) if attempt else settings.temperature
         endpoint = self._client.endpoint
-        key = reply_key(endpoint.model, endpoint.base_url, messages, temperature, settings.max_tokens, sample, attempt)
+        key = reply_key(
+            endpoint.model,
+            endpoint.base_url,
+            messages,
+            temperature,
+            settings.max_tokens,
+            sample,
+            attempt,
+            settings.top_logprobs,
+        )
         found = self._log.find(key)
         if found is not None:
             with self._lock:
@@ -164,7 +176,13 @@ class JudgeModel:
                 self._answered += 1
             return found
         seed = sample * settings.attempts + attempt if temperature > 0 else None
-        reply = self._client.complete(messages, temperature=temperature, max_tokens=settings.max_tokens, seed=seed)
+        reply = self._client.complete(
+            messages,
+            temperature=temperature,
+            max_tokens=settings.max_tokens,
+            seed=seed,
+            top_logprobs=settings.top_logprobs,
+        )
         at = time.time()
         self._log.add(key, reply, at)
         with self._lock:

@@ -60,6 +60,7 @@ class ReplyLog:
             "prompt_tokens": reply.prompt_tokens,
             "completion_tokens": reply.completion_tokens,
             "tstamp": at,
+            **({"first_token": reply.first_token} if reply.first_token else {}),
         }
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         with self._lock, self._path.open("ab") as file:
@@ -72,7 +73,13 @@ class ReplyLog:
     def _take(self, line: bytes, number: int) -> None:
         try:
             row: Any = json.loads(line)
-            reply = Reply(row["reply"], row["finished"], row["prompt_tokens"], row["completion_tokens"])
+            reply = Reply(
+                row["reply"],
+                row["finished"],
+                row["prompt_tokens"],
+                row["completion_tokens"],
+                row.get("first_token", {}),
+            )
             self._replies[str(row["key"])] = (reply, float(row["tstamp"]))
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(
@@ -89,7 +96,8 @@ def reply_key(
     max_tokens: int,
     sample: int,
     attempt: int,
+    top_logprobs: int | None = None,
 ) -> str:
     """Return a digest of all that decides a reply: of equal requests, ``sample`` and ``attempt`` tell which one."""
-    asked = [model, base_url, [dict(one) for one in messages], temperature, max_tokens, sample, attempt]
+    asked = [model, base_url, [dict(one) for one in messages], temperature, max_tokens, sample, attempt, top_logprobs]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -47,7 +47,7 @@ def judge_pairs(
     ]
 
     def compare(job: _Job) -> dict[str, Any]:
-        first, second = (judge.ask(game, read_verdict, job.sample) for game in job.games)
+        first, second = (judge.ask(game, lambda reply: read_verdict(reply.text), job.sample) for game in job.games)
         return {
             "question_id": job.question.id,
             "model_1": model,

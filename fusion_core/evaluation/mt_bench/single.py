@@ -67,7 +67,7 @@ def judge_answers(
         there = taken.get((job.prompt.name, job.messages[-1]["content"]), [])
         if job.sample < len(there):
             return {**there[job.sample], "model": model, "sample": job.sample}
-        judged = judge.ask(job.messages, read_rating, job.sample)
+        judged = judge.ask(job.messages, lambda reply: read_rating(reply.text), job.sample)
         return {
             "question_id": job.question.id,
             "model": model,
