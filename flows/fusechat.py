@@ -11,6 +11,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fuse import fuse
 from tasks.fusion_run import fusion_run
+from tasks.judged import run_judged
 from tasks.merge import merge
 from tasks.page_tables import show_plan, show_result
 from tasks.prepare import prepare
@@ -48,7 +49,12 @@ def fusechat(config: FusionConfig) -> FusionResult:
         benchmarks = {model.name: run_benchmarks(fusion, model, model.name, run) for model in models}
         for name, checkpoint in checkpoints.items():
             benchmarks[name] = run_benchmarks(fusion, checkpoint, name, run)
+        judged = {model.name: run_judged(fusion, model, model.name, run) for model in models}
+        for name, checkpoint in checkpoints.items():
+            judged[name] = run_judged(fusion, checkpoint, name, run)
 
-        files = summarize(fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, benchmarks, run)
+        files = summarize(
+            fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, benchmarks, judged, run
+        )
         show_result(fusion, files, run)
         return register(fusion, merged, files, run)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusion_core.recipes import load_recipe
 from tasks.benchmarks import benchmark_addresses
+from tasks.judged import judged_addresses
 from tasks.plan import stage_addresses
 from tasks.resolve import resolve_fusion
 from tasks.settings import Settings
@@ -21,5 +22,10 @@ def addresses_in_use(recipes: Sequence[Path]) -> set[str]:
     roots = {version.tags["fuseline.address"] for version in versions if "fuseline.address" in version.tags}
     for recipe in recipes:
         fusion = resolve_fusion(load_recipe(recipe))
-        roots |= {*stage_addresses(fusion).values(), *benchmark_addresses(fusion), fusion.dialogues("held_out")}
+        roots |= {
+            *stage_addresses(fusion).values(),
+            *benchmark_addresses(fusion),
+            *judged_addresses(fusion),
+            fusion.dialogues("held_out"),
+        }
     return roots

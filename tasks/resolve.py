@@ -11,6 +11,7 @@ from fusion_core.errors import ConfigError
 from fusion_core.evaluation.benchmarks import benchmarks_of
 from fusion_core.models import check_checkpoint, check_own_code, check_tokenizer_fits, load_tokenizer, resolve_model
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
+from tasks.judged_data import check_judged
 
 
 def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
@@ -49,6 +50,7 @@ def resolve_fusion(config: FusionConfig) -> ResolvedFusion:
     _refuse_names_of_results(fusion)
     # A missing or broken data file of a benchmark is said before hours of work.
     benchmarks_of(config.evaluation)
+    check_judged(fusion)
     return fusion
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusion_core.config import FusionConfig
 from fusion_core.errors import ConfigError, StoreError
+from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.models import ResolvedModel
 from fusion_core.recipes import load_recipe
@@ -16,6 +17,7 @@ from tasks.benchmarks import find_benchmarks, score_benchmarks
 from tasks.evaluate import read_scores, score_model
 from tasks.extract import extract_distributions
 from tasks.fuse import fuse_distributions
+from tasks.judged import find_judged, judge_model, judged_tables
 from tasks.merge import merge_targets
 from tasks.prepare import PreparedDialogues, prepare_dataset
 from tasks.publication import Artifact, find_artifact
@@ -86,6 +88,15 @@ class StoredFusion:
             score_benchmarks(self.fusion, model, name)
         return compare(scores, self._pivot)
 
+    def judge(self, names: Sequence[str] | None = None) -> tuple[JudgedTable, ...]:
+        """Have the models that ``evaluate`` takes judged on the recipe's judged benchmarks; none without any."""
+        models: dict[str, ResolvedModel | Artifact] = {model.name: model for model in self._models(None)}
+        models |= self._present_checkpoints()
+        chosen = {name: model for name, model in models.items() if names is None or name in {*names, self._pivot}}
+        return judged_tables(
+            self.fusion, {name: judge_model(self.fusion, model, name) for name, model in chosen.items()}
+        )
+
     def summarize(self) -> RunFiles:
         """Write the report of a fusion that is whole in the store."""
         fusion = self.fusion
@@ -96,8 +107,9 @@ class StoredFusion:
         identities |= {name: made.address for name, made in checkpoints.items()}
         scores = {name: self._needed(fusion.scores(identity), "evaluate") for name, identity in identities.items()}
         benchmarks = {name: find_benchmarks(self.workplace, fusion, one) for name, one in identities.items()}
+        judged = {name: find_judged(self.workplace, fusion, one, name) for name, one in identities.items()}
         return write_summary(
-            fusion, dialogues, self._distributions(), fused, checkpoints, scores, benchmarks, seconds=0.0
+            fusion, dialogues, self._distributions(), fused, checkpoints, scores, benchmarks, judged, seconds=0.0
         )
 
     @property

@@ -20,6 +20,7 @@ from fusion_core.devices import default_device
 from fusion_core.evaluation.answer_changes import changed_answers
 from fusion_core.evaluation.benchmark_table import BenchmarkTable
 from fusion_core.evaluation.dialogue_changes import largest_changes
+from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.model_card import model_card
 from fusion_core.report.html import render_report
@@ -27,6 +28,7 @@ from fusion_core.report.run_summary import Price, RunSummary
 from tasks.addresses import FUSED, ResolvedFusion
 from tasks.benchmarks import benchmark_table, read_result
 from tasks.evaluate import read_scores
+from tasks.judged import JudgedModel, copy_judged_files, judged_tables
 from tasks.manifest import CARD
 from tasks.prepare import PreparedDialogues, read_split
 from tasks.publication import Artifact
@@ -70,6 +72,7 @@ def write_summary(
     checkpoints: Mapping[str, Artifact],
     scores: Mapping[str, Artifact],
     benchmarks: Mapping[str, Sequence[Artifact]],
+    judged: Mapping[str, JudgedModel],
     fusion_run: str | None = None,
     seconds: float | None = None,
 ) -> RunFiles:
@@ -85,7 +88,7 @@ def write_summary(
         seed=config.evaluation.bootstrap_seed,
     )
     group_names = [[source.name for source in group] for group in fusion.groups]
-    stages = stage_rows(dialogues, distributions, fused, checkpoints, scores, benchmarks)
+    stages = stage_rows(dialogues, distributions, fused, checkpoints, scores, benchmarks, judged)
     results = {
         name: [read_result(workplace, artifact, name) for artifact in several] for name, several in benchmarks.items()
     }
@@ -104,6 +107,7 @@ def write_summary(
         quarantined_dialogues=metadata(dialogues.train)["quarantined"],
         scores=table,
         benchmarks=benchmark_table(results, config),
+        judged=judged_tables(fusion, judged),
         dialogue_changes=largest_changes(
             {name: held_out[name] for name in compared}, read_split(workplace, dialogues.held_out), FUSED, pivot
         ),
@@ -118,7 +122,9 @@ def write_summary(
         uses_gpu=default_device().type == "cuda",
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     )
-    return _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
+    files = _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
+    copy_judged_files(fusion, judged, files.folder / "mt_bench")
+    return files
 
 
 summarize = task(name="summarize", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)(write_summary)
@@ -141,7 +147,7 @@ def _write(
         if fusion_run is not None:
             tracking.log_file(fusion_run, folder / name)
     assert summary.scores is not None
-    figures = score_metrics(summary.scores) | benchmark_metrics(summary.benchmarks)
+    figures = score_metrics(summary.scores) | benchmark_metrics(summary.benchmarks) | judged_metrics(summary.judged)
     tracking.log(fusion_run, metrics=figures | {"seconds": summary.seconds})
     statuses = [row.status for row in summary.stages]
     return RunFiles(
@@ -165,6 +171,17 @@ def benchmark_metrics(table: BenchmarkTable | None) -> dict[str, float]:
     """Flatten the benchmark table to metrics such as ``exact_match/gsm8k.fused``."""
     rows = table.rows if table is not None else ()
     return {f"{metric}.{row.model}": mean.value for row in rows for metric, mean in row.means.items()}
+
+
+def judged_metrics(tables: Sequence[JudgedTable]) -> dict[str, float]:
+    """Flatten judged tables to metrics such as ``mt_bench/overall.fused``; what has no judgment is left out."""
+    return {
+        f"{metric}.{row.model}": found.mean
+        for table in tables
+        for row in table.rows
+        for metric, found in row.means.items()
+        if found.mean is not None
+    }
 
 
 def _price(workplace: Workplace) -> Price | None:

@@ -12,6 +12,7 @@ from fusion_core.model_card import read_license
 from fusion_core.models import ResolvedModel, count_parameters, load_tokenizer
 from fusion_core.report.run_summary import CoverageRow, DataRow, MergeSummary, ModelRow, Role, StageRow, TrainingCurve
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
+from tasks.judged import JudgedModel
 from tasks.prepare import PreparedDialogues
 from tasks.publication import Artifact
 
@@ -28,6 +29,7 @@ def stage_rows(
     checkpoints: Mapping[str, Artifact],
     scores: Mapping[str, Artifact],
     benchmarks: Mapping[str, Sequence[Artifact]],
+    judged: Mapping[str, JudgedModel],
 ) -> tuple[StageRow, ...]:
     """List every unit of work in the order of the method, with whether it was found or computed."""
     merged = checkpoints[FUSED]
@@ -39,6 +41,7 @@ def stage_rows(
         ("train", trained),
         ("merge" if "method" in merged.metadata else "train", [merged]),
         ("evaluate", [*scores.values(), *(made for several in benchmarks.values() for made in several)]),
+        ("judge", [made for one in judged.values() for made in one.artifacts]),
     ]
     return tuple(
         StageRow(

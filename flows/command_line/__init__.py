@@ -8,6 +8,7 @@ import typer
 
 from flows.command_line.cache_commands import cache
 from flows.command_line.fusion_commands import plan, report, run
+from flows.command_line.mt_bench_commands import data, mt_bench
 from flows.command_line.place_commands import doctor
 from flows.command_line.registry_commands import lineage, promote, reproduce, rollback
 from flows.command_line.source_commands import add_source, receiver, refusion, sources
@@ -53,6 +54,8 @@ for command in (
 ):
     application.command()(command)
 application.add_typer(cache, name="cache")
+application.add_typer(data, name="data")
+application.add_typer(mt_bench, name="mt-bench")
 
 
 def main() -> None:

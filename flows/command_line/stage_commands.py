@@ -69,13 +69,17 @@ def merge(
 
 
 def evaluate(config: Recipe, model: ModelName = None) -> None:
-    """Score models, targets and the fused model on the held-out dialogues, in nats per response byte."""
+    """Score models, targets and the fused model on the held-out dialogues and the recipe's benchmarks."""
     from rich.console import Console
 
+    from fusion_core.report.judged_terminal import judged_table
     from fusion_core.report.terminal import score_table
     from tasks.stored_fusion import StoredFusion
 
-    Console().print(score_table(StoredFusion.open(config).evaluate(model)))
+    stored = StoredFusion.open(config)
+    Console().print(score_table(stored.evaluate(model)))
+    for table in stored.judge(model):
+        Console(markup=False, highlight=False).print(judged_table(table))
 
 
 def _say(artifacts: list) -> None:
