@@ -12,6 +12,7 @@ from tasks.addresses import ResolvedFusion
 from tasks.lineage_record import LINEAGE, LineageRecord, identity_of, lineage_record
 from tasks.publication import find_artifact
 from tasks.run_ownership import owned_run
+from tasks.settings import Settings
 from tasks.store import Store
 from tasks.tracking import flatten
 from tasks.workplace import open_workplace
@@ -50,7 +51,8 @@ def _tags(record: LineageRecord) -> dict[str, str]:
         # The name under which MLflow shows a run's version.
         tags["mlflow.source.git.commit"] = record.code.commit
     if flow_run.id:
-        tags["prefect.flow_run"] = flow_run.ui_url or flow_run.id
+        # Prefect's ephemeral server has no pages.
+        tags["prefect.flow_run"] = str(flow_run.ui_url if Settings().prefect_api_url else flow_run.id)
     return tags
 
 

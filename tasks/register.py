@@ -14,6 +14,7 @@ from tasks.cache_collection import verify
 from tasks.loading import publish_loading_files
 from tasks.local_files import link_or_copy
 from tasks.manifest import CARD
+from tasks.plots import log_plots
 from tasks.publication import Artifact
 from tasks.registry import ADDRESS, CANDIDATE, CHAMPION, NOT_THERE, version_by_alias
 from tasks.registry_texts import NOTE, run_text, version_tags, version_text
@@ -70,6 +71,7 @@ def register_model(
         tracking.client.update_model_version(name, version, version_text(files.summary, name, version))
         if version_by_alias(tracking.client, name, CHAMPION) != version:
             tracking.client.set_registered_model_alias(name, CANDIDATE, version)
+    log_plots(tracking, fusion_run, files.summary)
     tracking.log(
         fusion_run,
         tags={

@@ -10,20 +10,22 @@ from fusion_core.report.formats import format_bytes
 from tasks.lineage import Lineage, LineageNode
 from tasks.promotion import Candidacy
 
-COLUMNS = ("gate", "metric", "against", "candidate", "other", "better by", "interval", "needed", "")
+NUMBERS = ("candidate", "other", "better by")
 SHORT = 12
 
 
 def print_decision(candidacy: Candidacy) -> None:
     """Print what every gate saw."""
-    console = Console(markup=False)
+    console = Console(markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column in COLUMNS[3:6] else "left", overflow="fold")
-    for gate in candidacy.decision.gates:
-        table.add_row(*gate.cells())
+    table.add_column("gate", overflow="fold")
+    for name in (*NUMBERS, "interval", "needed", ""):
+        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
+    for result in candidacy.decision.gates:
+        gate, metric, rival, *numbers = result.cells()
+        table.add_row(f"{gate}: {metric}" + (f" against {rival}" if rival else ""), *numbers)
     champion = f"champion version {candidacy.champion}" if candidacy.champion else "no champion yet"
-    console.print(f"{candidacy.model_name} version {candidacy.version}, {champion}", highlight=False)
+    console.print(f"{candidacy.model_name} version {candidacy.version}, {champion}")
     console.print(table)
 
 

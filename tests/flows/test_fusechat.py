@@ -93,7 +93,15 @@ def test_mlflow_holds_runs_metrics_and_the_registered_version(first_run: FusionR
     assert all(child.info.status == "FINISHED" for child in children)
     version = client.get_model_version(first_run.model_name, first_run.model_version)
     assert version.source == open_workplace().store.url(version.tags["fuseline.address"])
-    assert {artifact.path for artifact in client.list_artifacts(first_run.fusion_run)} >= {"report.html", "recipe.yaml"}
+    artifacts = {artifact.path for artifact in client.list_artifacts(first_run.fusion_run)}
+    assert artifacts >= {"report.html", "recipe.yaml", "lineage.json", "plan.md", "summary.json", "README.md"}
+    plots = {artifact.path for artifact in client.list_artifacts(first_run.fusion_run, "plots")}
+    assert plots >= {"plots/loss.svg", "plots/merge weights of bytes-400.svg"}
+    assert {one.dataset.name for one in parent.inputs.dataset_inputs} == {"dialogues train", "dialogues held_out"}
+    assert f"small version {first_run.model_version}" in parent.data.tags["mlflow.note.content"]
+    trained = next(child for child in children if child.info.run_name == "train target-bytes-400")
+    assert len(client.get_metric_history(trained.info.run_id, "lm_loss")) >= 1
+    assert [one.dataset.name for one in trained.inputs.dataset_inputs] == ["fused distributions of bytes-400"]
 
 
 def test_report_opens_without_a_network(first_run: FusionResult) -> None:
