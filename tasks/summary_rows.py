@@ -53,7 +53,8 @@ def stage_rows(
             positions=_positions(made),
             address=made.address,
             seconds_when_computed=metadata(made)["seconds"],
-            devices=metadata(made).get("devices", 1),
+            # Each process of a stage works on a device of its own.
+            devices=metadata(made).get("processes") or 1,
         )
         for stage, artifacts in parts
         for made in artifacts

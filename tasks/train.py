@@ -76,6 +76,7 @@ def train_on_fused(
         return {
             "target": name,
             "lm_weight": _weight(fusion, lm_weight),
+            "processes": config.training.processes,
             "training": asdict(report) | {"windows": [asdict(window) for window in report.windows]},
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,10 +43,24 @@ def run(config: Recipe) -> None:
     print_result(fusechat(recipe))
 
 
-def report(config: Recipe) -> None:
-    """Write the report of a recipe anew from what the store holds; computes nothing."""
-    from fusion_core.recipes import load_recipe
-    from tasks.stored_fusion import summarize_stored
+def report(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Id of an MLflow run, name of a recipe (its newest run), or a recipe in YAML (what the store holds).",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Write the HTML report of a run anew; computes nothing."""
+    recipe = Path(run)
+    if recipe.is_file() or recipe.suffix in (".yaml", ".yml"):
+        from fusion_core.recipes import load_recipe
+        from tasks.stored_fusion import summarize_stored
 
-    files = summarize_stored(load_recipe(config))
-    print(f"report: {files.folder / 'report.html'}")
+        path = summarize_stored(load_recipe(recipe)).folder / "report.html"
+    else:
+        from tasks.run_report import report_of_run
+
+        path = report_of_run(run)
+    print(f"report: {path}")

@@ -87,12 +87,14 @@ class BenchmarkTable(Record):
     resamples: int
     protections: dict[str, str] = Field(default_factory=dict)
 
-    def best(self, metric: str) -> str | None:
-        """Return the model with the best mean of a metric."""
+    def best(self, metric: str) -> frozenset[str]:
+        """Return the models with the best mean of a metric; none where all are equal."""
         column = next(column for column in self.columns if column.metric == metric)
-        scored = [row for row in self.rows if metric in row.means]
-        sign = 1.0 if column.higher_is_better else -1.0
-        return max(scored, key=lambda row: sign * row.means[metric].value).model if scored else None
+        values = {row.model: row.means[metric].value for row in self.rows if metric in row.means}
+        if len(set(values.values())) < 2:
+            return frozenset()
+        best = max(values.values()) if column.higher_is_better else min(values.values())
+        return frozenset(model for model, value in values.items() if value == best)
 
     def measures(self, model: str) -> dict[str, Measure]:
         """Return one model's metrics as the promotion's gates read them."""

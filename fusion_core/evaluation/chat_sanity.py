@@ -33,7 +33,7 @@ LONGEST_PHRASE = 40
 MIN_REPETITIONS = 3
 MIN_REPEATED_UNITS = 24
 # Loops with small changes: most of the long n-grams of a long answer have been said before.
-NGRAM = 8
+NGRAM = 6
 MIN_UNITS_FOR_SHARE = 64
 LARGEST_REPEATED_SHARE = 0.5
 
@@ -67,7 +67,7 @@ def find_loop(text: str) -> str | None:
     """Return the phrase that a text repeats again and again, or None.
 
     A text loops when a phrase of up to 40 units follows itself at least three times over at least 24 units, or when
-    more than half of its 8-grams have occurred in it before.
+    more than half of its 6-grams have occurred in it before.
     """
     units = UNIT.findall(text.lower())
     codes_U = np.unique(units, return_inverse=True)[1] if units else np.zeros(0, dtype=np.int64)

@@ -138,16 +138,16 @@ def _spans(content: bytes, start: int, ours: DialogueScore, theirs: DialogueScor
     """Split a response at every place where labels of both models end, with the change between these places."""
     stop = start + len(content) + 1
     common = np.intersect1d(ours.ends, theirs.ends)
-    spans, at, nats = [], start, 0.0
+    spans, at = [], start
     for end in common[(common > start) & (common <= stop)]:
-        nats += _nats_between(ours, at, end) - _nats_between(theirs, at, end)
         # The last place is the end of the turn, which has no text.
         text = _text(content[at - start : min(int(end), stop - 1) - start])
         if text is None:
             # The place lies inside a character: the next span takes this one with it.
             continue
-        spans.append(Span(text=text, change=round(nats, 4)))
-        at, nats = int(end), 0.0
+        change = _nats_between(ours, at, int(end)) - _nats_between(theirs, at, int(end))
+        spans.append(Span(text=text, change=round(change, 4)))
+        at = int(end)
     if at < stop - 1:
         spans.append(Span(text=content[at - start :].decode("utf-8", "replace")))
     return tuple(span for span in spans if span.text)

@@ -31,7 +31,7 @@ SCRIPTS = {
     "CJK": "zh",
 }
 COMMON_WORDS = {
-    "en": "the and of to in is that it for you are with as be this on have not can or from they an by at your will if",
+    "en": "the and of to in a is that it for you are with as be this on have not can or from they an by at your if",
     "de": "der die das und ist nicht ein eine zu den mit von sich auf für im dem es auch wenn sie oder wird sind kann",
     "fr": "le la les et est des une un en que qui dans pour pas du au vous sur avec ce il plus sont ou peut par cette",
     "es": "el la los las y que de en un una es por con para no se del su lo como más puede está son o al este muy",

@@ -39,6 +39,8 @@ def format_seconds(value: float) -> str:
 
 def format_hours(value: float) -> str:
     """Write device hours with as many digits as they deserve."""
+    if 0 < value < 0.001:
+        return "< 0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fusion_core.evaluation.judged_scores import JudgedTable
+from fusion_core.evaluation.published_scores import published_scores
 from fusion_core.report.best import best_by_column
 from fusion_core.report.charts import loss_chart, merge_weight_charts, weights_outside_layers
 from fusion_core.report.costs import costs_by_stage
@@ -23,7 +24,7 @@ from fusion_core.report.formats import (
     format_signed,
 )
 from fusion_core.report.headline import headline
-from fusion_core.report.radar import radar_charts
+from fusion_core.report.radar import TITLES, radar_charts
 from fusion_core.report.run_summary import RunSummary
 
 # A token that became this much likelier or unlikelier, in nats, is marked weakly, plainly, strongly.
@@ -53,8 +54,13 @@ def render_report(summary: RunSummary) -> str:
         own_tokenizers=models_with_own_tokenizer(summary),
         radars=radar_charts(summary),
         costs=costs_by_stage(summary),
-        published=(),
+        published=published_scores(),
     )
+
+
+def benchmark_title(name: str) -> str:
+    """Return how a judged benchmark is written."""
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def judged_best(table: JudgedTable, metric: str) -> str | None:
@@ -94,6 +100,7 @@ def _template() -> Template:
         "compact": lambda value: format_signed(value, 3),
         "hundredths": lambda value: format_signed(value, 2),
         "figure": format_figure,
+        "benchmark_title": benchmark_title,
         "signed_figure": lambda value, is_share: format_signed(
             100 * value if is_share else value, 1 if is_share else 3
         ),
@@ -101,7 +108,6 @@ def _template() -> Template:
         "money": lambda value: f"{value:,.2f}",
         "mark": mark_of,
         "part": lambda metric: metric.partition("/")[2].replace("_", " "),
-        "benchmark_title": lambda metric: metric.replace("/", " / ").replace("_", " "),
         "moment": lambda text: datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip(),
         "grouped": lambda value: f"{value:,}",
     }

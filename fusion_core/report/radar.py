@@ -15,6 +15,7 @@ WIDTH, RADIUS = 420.0, 120.0
 CENTRE_X, CENTRE_Y = WIDTH / 2, 150.0
 MARGIN = 24.0
 FEWEST_AXES = 3
+TITLES = {"mt_bench": "MT-Bench", "mt_bench_pairwise": "MT-Bench, pairwise", "alpaca_eval": "AlpacaEval 2.0"}
 RINGS = 4
 LONGEST_LABEL = 22
 # Lines differ by dashes too: colours alone are lost in print and to some eyes.
@@ -67,16 +68,18 @@ def _by_domain(summary: RunSummary, title: str, names: Sequence[str]) -> Radar |
     table = summary.scores
     if table is None or len(table.domains) < FEWEST_AXES:
         return None
-    baseline = table.row(table.baseline)
     scored = {row.model: row for row in table.rows}
+    baseline = scored.get(table.baseline)
     series = {
         name: [
             100 * baseline.domains[domain].nats_per_byte / scored[name].domains[domain].nats_per_byte
             for domain in table.domains
         ]
         for name in names
-        if name in scored
+        if name in scored and baseline is not None
     }
+    if not series:
+        return None
     values = [value for several in series.values() for value in several]
     low, high, step = _round_range(min(values), max(values))
     return _chart(
@@ -105,12 +108,13 @@ def _by_category(table: JudgedTable, names: Sequence[str]) -> Radar | None:
     if not series:
         return None
     return _chart(
-        f"{table.benchmark.replace('_', '-')} by category",
+        f"{TITLES.get(table.benchmark, table.benchmark)} by category",
         f"Judged by {table.judge}: 1 at the centre, 10 at the rim.",
         [category.partition("/")[2] for category in categories],
         series,
         1.0,
         10.0,
+        rings=3,
     )
 
 
@@ -124,15 +128,21 @@ def _round_range(smallest: float, largest: float) -> tuple[float, float, float]:
 
 
 def _chart(
-    title: str, note: str, axes: Sequence[str], series: Mapping[str, Sequence[float]], low: float, high: float
+    title: str,
+    note: str,
+    axes: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    low: float,
+    high: float,
+    rings: int = RINGS,
 ) -> Radar:
     angles = [2 * math.pi * index / len(axes) - math.pi / 2 for index in range(len(axes))]
     parts = []
-    for ring in range(1, RINGS + 1):
-        points = " ".join(_point(angle, ring / RINGS) for angle in angles)
+    for ring in range(1, rings + 1):
+        points = " ".join(_point(angle, ring / rings) for angle in angles)
         parts.append(Markup('<polygon points="{}" class="ring"/>').format(points))
-        value = low + (high - low) * ring / RINGS
-        x, y = _at(angles[0], ring / RINGS)
+        value = low + (high - low) * ring / rings
+        x, y = _at(angles[0], ring / rings)
         parts.append(
             Markup('<text x="{:.1f}" y="{:.1f}" class="tick">{:g}</text>').format(x + 3, y + 3, round(value, 2))
         )

@@ -6,12 +6,18 @@ import math
 
 import numpy as np
 
+from fusion_core.evaluation.answer_changes import AnswerChanges, changed_answers
+from fusion_core.evaluation.benchmark import BenchmarkItem, BenchmarkResult, mean_of_items
+from fusion_core.evaluation.benchmark_table import tabulate
+from fusion_core.evaluation.dialogue_changes import DialogueChange, DialogueChanges, ShownTurn, Span
+from fusion_core.evaluation.judged_scores import Judge, JudgedDifference, JudgedMean, JudgedScores, JudgedTable
 from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores, ScoreTable, compare
 from fusion_core.report.run_summary import (
     CoverageRow,
     DataRow,
     MergeSummary,
     ModelRow,
+    Price,
     RunSummary,
     StageRow,
     TrainingCurve,
@@ -65,6 +71,96 @@ def example_scores(dialogues_a_domain: int = 40) -> ScoreTable:
         for name, rows in scores.items()
     }
     return compare(held_out, "smol-8k", resamples=500)
+
+
+CATEGORIES = ("writing", "roleplay", "reasoning", "math")
+
+
+def example_results() -> dict[str, list[BenchmarkResult]]:
+    """Every model on twenty questions, the fused one right where the pivot is wrong and once the other way round."""
+    right = {name: {n for n in range(20) if (n * 7 + 3 * place) % 5 < 2} for place, name in enumerate(LEVELS)}
+    right["fused"] = (set(range(20)) - right["smol-8k"]) | (right["smol-8k"] - {min(right["smol-8k"])})
+    results = {}
+    for name in LEVELS:
+        items = tuple(
+            BenchmarkItem(
+                id=str(n),
+                question=f"How much is {n} + {n}?",
+                answer=f"It is\n#### {2 * n if n in right[name] else 0}",
+                found=str(2 * n if n in right[name] else 0),
+                expected=str(2 * n),
+                scores=(float(n in right[name]),),
+            )
+            for n in range(20)
+        )
+        results[name] = [
+            BenchmarkResult(
+                benchmark="exact_match",
+                name="sums",
+                model_name=name,
+                version="1",
+                few_shot=4,
+                metrics=(mean_of_items("exact_match/sums", items),),
+                items=items,
+                protections={"network": "none", "user": "nobody", "files": "its own", "limits": "all"},
+            )
+        ]
+    return results
+
+
+def example_answers() -> AnswerChanges:
+    """What the fused model gained and lost of these questions."""
+    changes = changed_answers(example_results(), "fused", "smol-8k", ["smol-8k", "mathematician", "fused"])
+    assert changes is not None
+    return changes
+
+
+def example_changes() -> DialogueChanges:
+    """One dialogue gained and one lost."""
+
+    def change(sign: float) -> DialogueChange:
+        spans = (Span(text="two", change=sign * 3.0), Span(text=" and two", change=-sign * 0.1), Span(text="."))
+        return DialogueChange(
+            dialogue_id="ab12cd34",
+            domain="code",
+            turns=(
+                ShownTurn(role="user", spans=(Span(text="What is a pair?"),), characters_left_out=1234),
+                ShownTurn(role="assistant", spans=spans),
+            ),
+            nats_per_byte={"smol-8k": 0.5, "mathematician": 0.3, "fused": 0.5 + sign * 0.2},
+            change=sign * 0.2,
+            response_bytes=64,
+        )
+
+    return DialogueChanges(
+        model="fused", baseline="smol-8k", gained=(change(-1.0),), lost=(change(1.0),), better=80, worse=40
+    )
+
+
+def example_judged() -> JudgedTable:
+    """Pivot and fused model on four categories, with a missing judgment and a difference within noise."""
+    metrics = ("mt_bench/overall", *(f"mt_bench/{name}" for name in CATEGORIES))
+
+    def row(model: str, level: float, **more) -> JudgedScores:
+        means = {
+            metric: JudgedMean(mean=level + 0.5 * place, low=level - 0.4, high=level + 0.4, n=40, missing=place == 2)
+            for place, metric in enumerate(metrics)
+        }
+        return JudgedScores(model=model, means=means, **more)
+
+    differences = {
+        metric: JudgedDifference(difference=0.3, low=0.1 if place else -0.1, high=0.5)
+        for place, metric in enumerate(metrics)
+    }
+    return JudgedTable(
+        benchmark="mt_bench",
+        benchmark_digest="ef" * 32,
+        questions=80,
+        judge=Judge(model="a-judge", endpoint="localhost"),
+        baseline="smol-8k",
+        rows=(row("smol-8k", 4.0), row("fused", 4.3, differences=differences)),
+        resamples=500,
+    )
 
 
 def example_summary(layers: int = 30) -> RunSummary:
@@ -204,6 +300,11 @@ def example_summary(layers: int = 30) -> RunSummary:
         ),
         quarantined_dialogues=2,
         scores=example_scores(),
+        benchmarks=tabulate(example_results(), "smol-8k", resamples=200),
+        judged=(example_judged(),),
+        dialogue_changes=example_changes(),
+        answer_changes=example_answers(),
+        price=Price(per_hour=2.5, currency="EUR"),
         stages=stages,
         coverage=coverage,
         curves=curves,

@@ -8,12 +8,15 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from fusion_core.evaluation.published_scores import published_scores
 from fusion_core.evaluation.score_table import Score
 from fusion_core.report.best import best_by_column
 from fusion_core.report.charts import loss_chart, merge_weight_charts, weight_grid, weights_outside_layers
+from fusion_core.report.costs import costs_by_stage
 from fusion_core.report.formats import format_bytes, format_count, format_seconds, format_share
 from fusion_core.report.headline import headline
 from fusion_core.report.html import models_with_own_tokenizer, render_report
+from fusion_core.report.radar import radar_charts
 from fusion_core.report.run_summary import CoverageRow, MergeSummary, ModelRow, RunSummary, TrainingCurve
 from fusion_core.report.terminal import run_result
 from tests.fusion_core.run_example import DOMAINS, LEVELS, example_summary
@@ -97,14 +100,65 @@ def test_shows_every_part(page, summary):
     assert "fuseline run deployments/recipes/made-up-example.yaml" in text
     assert "lm_weight: 0.5" in text
     assert "torch" in text and "2.13.0" in text
-    assert page.count("<figure>") == 3, "loss curves and a heat map per target"
+    assert page.count("<figure>") == 6, "loss curves, a heat map per target, three radar charts"
+
+
+def test_shows_benchmarks_judges_changes_and_costs(page, summary):
+    text = Page(page).text
+    assert "exact match, 20 items, 4-shot" in text
+    assert "judged by a-judge at localhost" in text
+    caption = published_scores().caption
+    assert caption in text and "8.22" in text
+    assert published_scores().judge in caption
+    assert "within noise" in text and "1 missing" in text
+    for category in ("writing", "roleplay", "reasoning", "math"):
+        assert category in text
+    assert "fused is better than smol-8k on 80 held-out dialogues and worse on 40" in text
+    assert '<mark class="g3" title="−3.00 nats">two</mark>' in page
+    assert '<mark class="l3" title="+3.00 nats">two</mark>' in page
+    assert "How much is" in text and "✓" in text and "✗" in text
+    (train,) = [cost for cost in costs_by_stage(summary)[0] if cost.stage == "train"]
+    assert train.hours == pytest.approx(3 * 148.2 / 3600)
+    assert f"{2.5 * train.hours:,.2f}" in text and "EUR" in text
+    assert "processor hours" in text
+
+
+def test_parts_that_a_run_lacks_are_left_out(summary):
+    nothing = {"benchmarks": None, "judged": (), "dialogue_changes": None, "answer_changes": None, "price": None}
+    text = Page(render_report(summary.model_copy(update=nothing))).text
+    for title in ("Benchmarks", "Dialogues gained", "Answers gained", "EUR"):
+        assert title not in text
+    assert "No price per hour is set" in text
+
+
+def test_what_was_found_in_the_store_cost_an_earlier_run(summary):
+    row = summary.stages[1].model_copy(update={"status": "cached", "seconds": 0.0, "seconds_when_computed": 7200.0})
+    rows, whole = costs_by_stage(summary.model_copy(update={"stages": (row.model_copy(update={"devices": 4}),)}))
+    assert (whole.hours, whole.hours_when_computed, whole.cached) == (0.0, 8.0, 1)
+    assert [cost.stage for cost in rows] == ["extract"]
+
+
+def test_a_radar_has_its_axes_and_no_line_with_a_gap(summary):
+    domain, own, judged = radar_charts(summary)
+    for name in DOMAINS:
+        assert name in domain.svg
+    assert [name for name, *_ in domain.models][:2] == ["fused", "smol-8k"]
+    assert "mathematician" not in [name for name, *_ in own.models]
+    assert [name for name, *_ in judged.models] == ["fused", "smol-8k"]
+    table = summary.judged[0]
+    gap = table.rows[1].means | {
+        "mt_bench/math": table.rows[1].means["mt_bench/math"].model_copy(update={"mean": None})
+    }
+    broken = table.model_copy(update={"rows": (table.rows[0], table.rows[1].model_copy(update={"means": gap}))})
+    charts = radar_charts(summary.model_copy(update={"judged": (broken,)}))
+    assert [name for name, *_ in charts[-1].models] == ["smol-8k"]
 
 
 def test_the_best_of_each_column_is_bold(page, summary):
     best = best_by_column(summary.scores)
     assert best["mathematics"] == "mathematician"
     assert best["="] == min(summary.scores.rows, key=lambda row: row.mean_of_domains.nats_per_byte).model
-    bold = re.findall(r'<span class="best">([\d.]+)</span>', page)
+    bold = re.findall(r'<span class="best">(\d\.\d{4})</span>', page)
     assert len(bold) == len(DOMAINS) + 2
 
 
@@ -149,6 +203,36 @@ def test_hostile_names_stay_text(summary):
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert "<script>alert('x')</script>" in parsed.text
     assert "{{ 7 * 7 }}" in parsed.text
+
+
+def poison(value):
+    """Put hostile text before every text of a JSON value, keys included."""
+    if isinstance(value, str):
+        return HOSTILE + value
+    if isinstance(value, dict):
+        # Names of fields are ours; keys that name models, metrics and domains are not.
+        return {
+            HOSTILE + key if "/" in key or key in (*LEVELS, *DOMAINS) else key: poison(v) for key, v in value.items()
+        }
+    return [poison(item) for item in value] if isinstance(value, list) else value
+
+
+def test_hostile_dialogues_answers_and_metrics_stay_text(summary):
+    parts = ("scores", "benchmarks", "judged", "dialogue_changes", "answer_changes", "price")
+    whole = summary.model_dump(mode="json")
+    poisoned = whole | {part: poison(whole[part]) for part in parts}
+    for model in poisoned["models"]:
+        model["name"] = HOSTILE + model["name"]
+    hostile = RunSummary.model_validate(poisoned)
+    page = render_report(hostile)
+    parsed = Page(page)
+    assert not parsed.open
+    assert {tag for tag, _ in parsed.tags}.isdisjoint({"script", "img"})
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert parsed.text.count("alert('x')") > 50
+    # Beside the loss curves the radar charts are the SVG with texts in it.
+    assert all(HOSTILE[:8] not in chart.svg for chart in radar_charts(hostile))
+    assert len(radar_charts(hostile)) == 3
 
 
 def test_a_summary_with_nothing_but_a_pivot_renders():
