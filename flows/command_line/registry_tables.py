@@ -12,6 +12,7 @@ from tasks.promotion import Candidacy
 
 NUMBERS = ("candidate", "other", "better by")
 SHORT = 12
+LINE = 400
 
 
 def print_decision(candidacy: Candidacy) -> None:
@@ -31,7 +32,8 @@ def print_decision(candidacy: Candidacy) -> None:
 
 def print_lineage(lineage: Lineage) -> None:
     """Print a version's tree of publications, then models, data, code and packages."""
-    console = Console(markup=False, soft_wrap=True, highlight=False)
+    # Wide enough for an address in every line: a terminal folds what is longer, and a pipe gets it whole.
+    console = Console(markup=False, highlight=False, width=LINE)
     record = lineage.record
     tree = Tree(f"{lineage.model_name} version {lineage.version}, MLflow run {lineage.run}")
     seen: set[str] = set()
