@@ -145,17 +145,17 @@ class Encoder:
             if spelled.endswith(response):
                 continue
             text, content = segments[segment], response.decode()
+            begin = len(text) - len(content)
             encoding = encode_with_offsets(backend, text)
-            if encoding.ids != ids or not spells_normalised(backend, content, spelled):
+            first = next((token for token, (_, stop) in enumerate(encoding.offsets) if stop > begin), None)
+            if first is None or encoding.ids != ids or not spells_normalised(backend, content, spelled):
                 lost[segment] = "contains characters that the tokenizer leaves out"
                 continue
             try:
-                ends = ends_by_offsets(text, tokens, encoding.offsets) - len(text[: -len(content)].encode())
+                ends = ends_by_offsets(text, tokens, encoding.offsets) - len(text[:begin].encode())
             except DialogueRefusedError:
                 lost[segment] = "cannot be placed by the tokenizer's offsets, which run backwards"
                 continue
-            begin = len(text) - len(content)
-            first = next(token for token, (_, stop) in enumerate(encoding.offsets) if stop > begin)
             ends = np.maximum(ends, 0)
             starts = np.concatenate([[0], ends[:-1]])
             starts[first] = -bytes_before(tokens[first], response[: int(ends[first])])

@@ -210,3 +210,6 @@ def test_characters_that_the_tokenizer_leaves_out_are_refused() -> None:
     first, second = Encoder(tokenizer, 999, "drops").encode_all([make_dialogue("a", "box"), make_dialogue("a", "cat")])
     assert isinstance(first, DialogueRefusedError) and "response 1" in str(first) and "leaves out" in str(first)
     assert isinstance(second, EncodedDialogue)
+    # A WordPiece drops control characters: of this response nothing is left.
+    nothing = ENCODERS["word piece"].encode_all([make_dialogue("a", "\x1b")])[0]
+    assert isinstance(nothing, DialogueRefusedError) and "leaves out" in str(nothing)
