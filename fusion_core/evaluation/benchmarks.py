@@ -92,9 +92,12 @@ def benchmarks_of(config: EvaluationConfig) -> tuple[Benchmark, ...]:
     found = [
         *(_exact_match(one) for one in config.exact_match),
         *(_pass_at_1(one) for one in config.pass_at_1),
-        *(_chat_sanity(one) for one in (config.chat_sanity,) if one is not None),
-        *(_lm_eval(config.lm_eval, task) for task in (config.lm_eval.tasks if config.lm_eval else ())),
     ]
+    if config.chat_sanity is not None:
+        found.append(_chat_sanity(config.chat_sanity))
+    if config.lm_eval is not None:
+        suites.check_lm_eval()
+        found += [_lm_eval(config.lm_eval, task) for task in config.lm_eval.tasks]
     return tuple(found)
 
 
@@ -136,7 +139,6 @@ def _chat_sanity(config: ChatSanityConfig) -> Benchmark:
 
 
 def _lm_eval(config: LmEvalConfig, task: LmEvalTask) -> Benchmark:
-    suites.check_lm_eval()
     folder = config.include_path
     if folder is not None and not folder.is_dir():
         raise EvaluationError(f"`evaluation.lm_eval.include_path` {folder} is no folder; correct it in the recipe.")

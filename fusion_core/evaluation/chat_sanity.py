@@ -6,6 +6,7 @@ Legend: U units (words, punctuation, or single characters of scripts without spa
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def find_loop(text: str) -> str | None:
     if len(units) >= MIN_UNITS_FOR_SHARE:
         ngrams = [tuple(units[start : start + NGRAM]) for start in range(len(units) - NGRAM + 1)]
         if 1 - len(set(ngrams)) / len(ngrams) > LARGEST_REPEATED_SHARE:
-            return " ".join(max(set(ngrams), key=ngrams.count))
+            return " ".join(Counter(ngrams).most_common(1)[0][0])
     return None
 
 

@@ -122,7 +122,7 @@ def run_program(source: str, limits: Limits) -> Verdict:
             _kill_group(process)
         report.seek(0)
         messages = _messages(report.read(LARGEST_REPORT_BYTES))
-    protections = next((message["protections"] for message in messages if "protections" in message), {})
+    protections: dict[str, str] = next((message["protections"] for message in messages if "protections" in message), {})
     last = messages[-1] if messages else {}
     outcome, detail = str(last.get("outcome", "")), str(last.get("detail", ""))
     if timed_out or process.returncode == -signal.SIGXCPU or (process.returncode == -signal.SIGKILL and not outcome):
