@@ -134,8 +134,10 @@ class Decision(Record):
         lines = [
             f"**{self.candidate} {'passes' if self.passed else 'does not pass'} its gates**, {against}.",
             "",
-            "| gate | metric | against | candidate | other | better by | interval | needed | |",
-            "|---|---|---|---:|---:|---:|---|---:|---|",
+            "| outcome | gate | metric | against | candidate | other | better by | interval | needed |",
+            "|---|---|---|---|---:|---:|---:|---|---:|",
         ]
-        lines += [f"| {' | '.join(gate.cells())} |" for gate in self.gates]
+        for gate in self.gates:
+            *numbers, outcome = gate.cells()
+            lines.append(f"| {' | '.join((outcome, *numbers))} |")
         return "\n".join([*lines, "", *(f"- {gate.reason}" for gate in self.gates)]) + "\n"
