@@ -7,8 +7,9 @@ from prefect import flow
 from fusion_core.config import FusionConfig
 from tasks.addresses import CONTROL, FUSED
 from tasks.benchmarks import run_benchmarks
-from tasks.evaluate import evaluate
-from tasks.extract import extract
+from tasks.evaluate import evaluate, subjects_of
+from tasks.extract_parts import extract_models
+from tasks.fan_out import fan_out, task_runner
 from tasks.fuse import fuse
 from tasks.fusion_run import fusion_run
 from tasks.judged import run_judged
@@ -22,7 +23,7 @@ from tasks.summarize import summarize
 from tasks.train import train, train_control
 
 
-@flow(name="fusechat", flow_run_name="{config.name}")
+@flow(name="fusechat", flow_run_name="{config.name}", task_runner=task_runner())
 @mend_broken_objects
 def fusechat(config: FusionConfig) -> FusionResult:
     """Fuse every source's knowledge into the pivot, merge the targets, score and register the fused model."""
@@ -33,8 +34,9 @@ def fusechat(config: FusionConfig) -> FusionResult:
         dialogues = prepare(fusion, run)
 
         models = (fusion.pivot, *fusion.sources)
-        distributions = {model.name: extract(fusion, model, dialogues.train, run) for model in models}
-        fused = {group: fuse(fusion, group, dialogues.train, distributions, run) for group in fusion.groups}
+        distributions = extract_models(fusion, models, dialogues.train, run)
+        pairs = {group: (fusion, group, dialogues.train, distributions, run) for group in fusion.groups}
+        fused = fan_out(fuse, pairs)
         targets = {
             fusion.target_name(group): train(fusion, fusion.target_name(group), group, fused[group], run)
             for group in fusion.groups
@@ -43,15 +45,11 @@ def fusechat(config: FusionConfig) -> FusionResult:
         merged = merge(fusion, list(targets.values()), run)
         checkpoints = {**targets, **controls, FUSED: merged}
 
-        scores = {model.name: evaluate(fusion, model, model.name, dialogues.held_out, run) for model in models}
-        for name, checkpoint in checkpoints.items():
-            scores[name] = evaluate(fusion, checkpoint, name, dialogues.held_out, run)
-        benchmarks = {model.name: run_benchmarks(fusion, model, model.name, run) for model in models}
-        for name, checkpoint in checkpoints.items():
-            benchmarks[name] = run_benchmarks(fusion, checkpoint, name, run)
-        judged = {model.name: run_judged(fusion, model, model.name, run) for model in models}
-        for name, checkpoint in checkpoints.items():
-            judged[name] = run_judged(fusion, checkpoint, name, run)
+        subjects = subjects_of(fusion, checkpoints)
+        calls = {name: (fusion, subject, name, dialogues.held_out, run) for name, subject in subjects.items()}
+        scores = fan_out(evaluate, calls)
+        benchmarks = {name: run_benchmarks(fusion, subject, name, run) for name, subject in subjects.items()}
+        judged = {name: run_judged(fusion, subject, name, run) for name, subject in subjects.items()}
 
         files = summarize(
             fusion, dialogues, distributions, list(fused.values()), checkpoints, scores, benchmarks, judged, run

@@ -12,7 +12,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ WORKER = (sys.executable, "-m", "fusion_core.extraction_worker")
 
 def extract_files(
     job: ExtractionJob, shards: Mapping[Path, Path], device: torch.device, progress: Advance = ignore_progress
-) -> Iterator[tuple[Path, ExtractionStatistics]]:
+) -> Generator[tuple[Path, ExtractionStatistics], None, None]:
     """Read shards of dialogues and yield each shard of distributions as soon as it is written.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ evaluate = stage_task(
     "evaluate {name}",
     lambda fusion, model, *_, **__: fusion.scores(model.address if isinstance(model, Artifact) else model),
 )
+
+
+def subjects_of(fusion: ResolvedFusion, checkpoints: Mapping[str, Artifact]) -> dict[str, ResolvedModel | Artifact]:
+    """Return everything that is scored, by name: the recipe's models, and what was made from them."""
+    return {**{model.name: model for model in (fusion.pivot, *fusion.sources)}, **checkpoints}
 
 
 def as_model(workplace: Workplace, fusion: ResolvedFusion, checkpoint: Artifact, name: str) -> ResolvedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from fusion_core.devices import compute_dtype, default_device
 from fusion_core.extraction_processes import extract_files
 from fusion_core.extraction_statistics import ExtractionStatistics
 from fusion_core.models import ResolvedModel
-from fusion_core.placement import place
+from fusion_core.placement import Placement, place
 from fusion_core.progress import show_progress
 from fusion_core.shard_extraction import ExtractionJob
 from fusion_core.shards import Shard, read_shard
@@ -40,34 +41,9 @@ def extract_distributions(
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
+        names = distribution_names(dialogues)
+        counts, work = extract_missing(fusion, model, dialogues, publication, folder, names)
         device = default_device()
-        names = [name.replace("dialogues-", "shard-") for name in shard_names(dialogues)]
-        counts: dict[str, ShardCounts] = {}
-        missing: dict[Path, Path] = {}
-        for name, source in zip(names, shard_names(dialogues), strict=True):
-            done = publication.finished(name)
-            if done is None:
-                missing[folder / name] = workplace.folder(dialogues.address) / source
-            else:
-                path = fetch_file(workplace.store, workplace.cache, stage.address, done)
-                counts[name] = ShardCounts.of(read_shard(path))
-        job = ExtractionJob(
-            model,
-            fusion.dataset_digest,
-            config.dialogues.max_length_tokens,
-            config.extraction,
-            place(model, config.extraction, device, len(missing)),
-        )
-        work = Work()
-        with (
-            show_progress(f"extract {model.name}", "positions") as progress,
-            closing(extract_files(job, missing, device, progress)) as written,
-        ):
-            for path, statistics in written:
-                publication.add(path.name, path)
-                counts[path.name] = ShardCounts.of(read_shard(path))
-                path.unlink()
-                work.add(statistics)
         # Summed in order, so that equal shards have equal sums in whatever order they were read.
         metadata: dict[str, Any] = as_metadata([counts[name] for name in names]) | {
             "model": model.name,
@@ -76,8 +52,8 @@ def extract_distributions(
             "padding_share": work.padding_share,
             "dtype": str(compute_dtype(model.dtype, device)).removeprefix("torch."),
             "device": device.type,
-            "placement": job.placement.kind,
-            "processes": job.placement.processes,
+            "placement": work.placement.kind,
+            "processes": work.placement.processes,
         }
         workplace.tracking(config.registry.experiment).log(
             run, metrics={key: value for key, value in metadata.items() if isinstance(value, (int, float))}
@@ -90,6 +66,52 @@ def extract_distributions(
 extract = stage_task(
     extract_distributions, "extract {model.name}", lambda fusion, model, *_, **__: fusion.distributions(model)
 )
+
+
+def distribution_names(dialogues: Artifact) -> list[str]:
+    """Return the names of the shards of distributions, one for each shard of dialogues."""
+    return [name.replace("dialogues-", "shard-") for name in shard_names(dialogues)]
+
+
+def extract_missing(
+    fusion: ResolvedFusion,
+    model: ResolvedModel,
+    dialogues: Artifact,
+    publication: Publication,
+    folder: Path,
+    names: Sequence[str],
+) -> tuple[dict[str, ShardCounts], Work]:
+    """Count those of the named shards that the store holds; compute, upload and count the others."""
+    workplace = open_workplace()
+    device = default_device()
+    counts: dict[str, ShardCounts] = {}
+    missing: dict[Path, Path] = {}
+    for name in names:
+        done = publication.finished(name)
+        if done is None:
+            missing[folder / name] = workplace.folder(dialogues.address) / name.replace("shard-", "dialogues-")
+        else:
+            path = fetch_file(workplace.store, workplace.cache, fusion.distributions(model), done)
+            counts[name] = ShardCounts.of(read_shard(path))
+    placement = place(model, fusion.config.extraction, device, len(missing))
+    job = ExtractionJob(
+        model,
+        fusion.dataset_digest,
+        fusion.config.dialogues.max_length_tokens,
+        fusion.config.extraction,
+        placement,
+    )
+    work = Work(placement)
+    with (
+        show_progress(f"extract {model.name}", "positions") as progress,
+        closing(extract_files(job, missing, device, progress)) as written,
+    ):
+        for path, statistics in written:
+            publication.add(path.name, path)
+            counts[path.name] = ShardCounts.of(read_shard(path))
+            path.unlink()
+            work.add(statistics)
+    return counts, work
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,8 @@ def as_metadata(counts: list[ShardCounts]) -> dict[str, Any]:
 class Work:
     """What computing the missing shards took: the token budget that held, and what of the tokens was padding."""
 
-    def __init__(self) -> None:
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
         self.batch_tokens: int | None = None
         self._tokens = self._read = 0.0
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    ByteSize,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fusion_core.errors import ConfigError
@@ -52,6 +62,16 @@ class Settings(BaseSettings):
         description="A global concurrency limit of Prefect; extracting, training and scoring take a slot of it. Needs "
         "PREFECT_API_URL; default: no limit.",
     )
+    task_runner: Literal["in_turn", "threads", "ray", "dask"] = Field(
+        "in_turn",
+        description="How extractions, alignments and evaluations of one fusion run: one after the other, side by side "
+        "in threads, or on a Ray or Dask cluster, which shares out the shards of an extraction too.",
+    )
+    task_workers: PositiveInt = Field(2, description="Tasks at once, unless `task_runner` is in_turn.")
+    task_cluster: str | None = Field(
+        None, description="Address of the Ray or Dask cluster; default: a local one for the time of the run."
+    )
+    task_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for each task; ray only.")
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),

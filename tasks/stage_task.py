@@ -8,10 +8,11 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, ParamSpec, Protocol, TypeVar, get_type_hints
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
-from prefect import task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from fusion_core.errors import FusionError
@@ -41,40 +42,59 @@ Parameters = ParamSpec("Parameters")
 LARGEST_NUMBER_OF_REPAIRS = 8
 
 
-def stage_task(
-    function: Callable[Parameters, Result], run_name: str, address: Callable[Parameters, str]
-) -> Callable[Parameters, Result]:
-    """Make a stage function a task that a flow calls like a function; found results end in the state ``Cached``.
+class StageTask(Generic[Parameters, Result]):
+    """A stage that a flow calls like a function, or submits to its task runner.
 
     The object store's manifests decide what is cached, so Prefect's own cache is off: two truths would disagree as
-    soon as an object is deleted. On a Prefect server the task shows its progress, materializes the asset at
-    ``address``, and tries again when a server or the network failed.
+    soon as an object is deleted. On a Prefect server the task shows its progress, materializes the asset at its
+    address, and tries again when a server or the network failed.
     """
 
+    def __init__(
+        self, function: Callable[Parameters, Result], run_name: str, address: Callable[Parameters, str]
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._address = address
+        self._task = task(name=function.__name__, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)(
+            _told_as_cached(function)
+        )
+
+    def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        """Run the stage now, in the flow's own thread, where training can answer to SIGTERM and Ctrl-C."""
+        # Called without it, a task that names its own state would return that state instead of the result.
+        state: Any = self._chosen(*args, **kwargs)(*args, return_state=True, **kwargs)
+        result: Result = state.result()
+        return result
+
+    def submit(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> PrefectFuture[Result]:
+        """Hand the stage to the flow's task runner."""
+        return self._chosen(*args, **kwargs).submit(*args, **kwargs)
+
+    def _chosen(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Task[..., Any]:
+        if not Settings().prefect_api_url:
+            return self._task
+        return on_a_server(self._task, self._address(*args, **kwargs), [*args, *kwargs.values()])
+
+
+def stage_task(
+    function: Callable[Parameters, Result], run_name: str, address: Callable[Parameters, str]
+) -> StageTask[Parameters, Result]:
+    """Make a stage function a task; ``address`` says from its arguments where in the store the result goes."""
+    return StageTask(function, run_name, address)
+
+
+def _told_as_cached(function: Callable[Parameters, Result]) -> Callable[Parameters, Any]:
+    """Make results that were found in the store end in the state ``Cached``."""
+
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:
         with progress_page() if Settings().prefect_api_url else nullcontext():
             result = function(*args, **kwargs)
         if result.reused:
             return Completed(name="Cached", message=f"found whole at {result.address}", data=result)
         return result
 
-    prefect_task = task(name=function.__name__, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)(
-        run
-    )
-
-    @functools.wraps(function)
-    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        chosen = prefect_task
-        if Settings().prefect_api_url:
-            chosen = on_a_server(prefect_task, address(*args, **kwargs), [*args, *kwargs.values()])
-        # Called without it, a task that names its own state would return that state instead of the result. It runs in
-        # the flow's own thread, where training can answer to SIGTERM and Ctrl-C.
-        state: Any = chosen(*args, return_state=True, **kwargs)
-        result: Result = state.result()
-        return result
-
-    return call
+    return run
 
 
 def mend_broken_objects(flow_body: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
