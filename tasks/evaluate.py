@@ -15,6 +15,7 @@ from fusion_core.progress import show_progress
 from tasks.addresses import ResolvedFusion
 from tasks.prepare import read_split
 from tasks.publication import Artifact, Publication
+from tasks.run_inputs import model_parameters
 from tasks.stage_task import stage_task
 from tasks.workplace import Stage, Workplace, compute_once, open_workplace
 
@@ -59,7 +60,11 @@ def score_model(
         publication.add(SCORES, path)
         figures = {"nats_per_byte": scores.nats_per_byte}
         figures |= {f"nats_per_byte.{domain}": value for domain, value in scores.domains.items()}
-        workplace.tracking(config.registry.experiment).log(run, metrics=figures)
+        workplace.tracking(config.registry.experiment).log(
+            run,
+            metrics=figures,
+            parameters={**model_parameters(resolved), "max_length_tokens": config.dialogues.max_length_tokens},
+        )
         return {"model": name, **figures, "dialogues": len(scores.dialogues), "refused": len(scores.refused)}
 
     return compute_once(workplace, stage, compute)

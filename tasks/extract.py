@@ -21,6 +21,7 @@ from fusion_core.shards import Shard, read_shard
 from tasks.addresses import ResolvedFusion
 from tasks.prepare import shard_names
 from tasks.publication import Artifact, Publication, fetch_file
+from tasks.run_inputs import model_parameters
 from tasks.stage_task import stage_task
 from tasks.workplace import Stage, compute_once, open_workplace
 
@@ -56,7 +57,9 @@ def extract_distributions(
             "processes": work.placement.processes,
         }
         workplace.tracking(config.registry.experiment).log(
-            run, metrics={key: value for key, value in metadata.items() if isinstance(value, (int, float))}
+            run,
+            metrics={key: value for key, value in metadata.items() if isinstance(value, (int, float))},
+            parameters={**config.extraction.model_dump(), **model_parameters(model)},
         )
         return metadata
 

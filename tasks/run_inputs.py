@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from fusion_core.models import ResolvedModel
 from tasks.addresses import digest_of
 from tasks.publication import Artifact
 from tasks.store import Store
@@ -46,3 +47,9 @@ def _input(store: Store, artifact: Artifact) -> DatasetInput:
         profile=json.dumps({**counts, "bytes": artifact.bytes, "objects": artifact.objects})[:LONGEST_PROFILE],
     )
     return DatasetInput(dataset, tags=[InputTag(CONTEXT, CONTEXTS.get(subject, "training"))])
+
+
+def model_parameters(model: ResolvedModel) -> dict[str, str]:
+    """Say which model a stage read, as its run's parameters."""
+    named = {"model": model.name, "digest": model.digest, "revision": model.revision, "dtype": model.dtype}
+    return {f"model.{key}" if key != "model" else key: value for key, value in named.items() if value is not None}

@@ -190,7 +190,7 @@ def test_lineage_walks_back_to_the_data(
     text = command("lineage", NAME, first.model_version).output
     for word in ("bytes-700", "shards", fusion.dataset_digest, found.record.address):
         assert word in text
-    as_json = command("lineage", NAME, first.model_version, "--json").output
+    as_json = command("lineage", NAME, first.model_version, "--json").stdout
     assert json.loads(as_json)["tree"]["address"] == found.record.address
 
 
