@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion_core.errors import MergeError
+from fusion_core.merging.mapping import MappedFile
 
 # A header larger than this is no header; the safetensors library has the same bound.
 MAX_HEADER_BYTES = 100_000_000
@@ -60,7 +61,7 @@ class TensorEntry:
 
 @dataclass
 class Checkpoint:
-    """One checkpoint folder, its headers read and its files open for reading.
+    """One checkpoint folder, its headers read, its files mapped as they are needed.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class Checkpoint:
 
     folder: Path
     tensors: dict[str, TensorEntry]
-    _descriptors: dict[Path, int] = field(default_factory=dict)
+    _files: dict[Path, MappedFile] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -93,26 +94,48 @@ class Checkpoint:
                 tensors[entry.name] = entry
         return cls(folder, tensors)
 
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Fill ``buffer`` with a tensor's bytes."""
+    def view(self, name: str) -> np.ndarray:
+        """Return a tensor as stored, [N] of its FLOAT_STORAGE, or its bytes where it is no floating-point tensor.
+
+        A read-only view of the file: `read` brings its bytes into memory.
+        """
         entry = self.tensors[name]
-        descriptor = self._descriptors.get(entry.path)
-        if descriptor is None:
-            descriptor = self._descriptors[entry.path] = os.open(entry.path, os.O_RDONLY)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        done = 0
-        while done < entry.size_bytes:
-            read = os.preadv(descriptor, [buffer[done : entry.size_bytes]], entry.offset + done)
-            if read == 0:
-                raise MergeError(f"{entry.path} became shorter while it was read; nothing may write to it meanwhile.")
-            done += read
+        stored = self._file(name).view(entry.offset, entry.size_bytes)
+        if not entry.is_float:
+            return stored
+        dtype = np.dtype(FLOAT_STORAGE[entry.dtype])
+        # Other writers than the safetensors library may not align their tensors.
+        return (stored.copy() if entry.offset % dtype.itemsize else stored).view(dtype)
+
+    def fetch(self, name: str) -> None:
+        """Begin to read a tensor into the page cache, without waiting for it."""
+        self._file(name).fetch(self.tensors[name].offset, self.tensors[name].size_bytes)
+
+    def read(self, name: str, start: int, size: int) -> None:
+        """Wait until ``size`` bytes of a tensor, from its byte ``start`` on, are in memory.
+
+        Raises
+        ------
+        MergeError
+            If they cannot be read.
+        """
+        self._file(name).read(self.tensors[name].offset + start, size)
+
+    def release(self, name: str) -> None:
+        """Take a tensor out of this process's memory."""
+        self._file(name).release(self.tensors[name].offset, self.tensors[name].size_bytes)
 
     def close(self) -> None:
         """Close the files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _file(self, name: str) -> MappedFile:
+        path = self.tensors[name].path
+        if path not in self._files:
+            self._files[path] = MappedFile(path)
+        return self._files[path]
 
 
 def _weight_files(folder: Path) -> Sequence[Path]:

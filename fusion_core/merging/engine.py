@@ -1,15 +1,14 @@
-"""The streaming engine: reads ahead, sums deltas, merges and writes, tensor by tensor, for every method.
+"""The streaming engine: reads, sums deltas, merges and writes, tensor by tensor and block by block, for every method.
 
 Shape legend: M models (the pivot, then the targets), N entries of a part of a tensor.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -20,22 +19,26 @@ import torch
 
 from fusion_core.errors import MergeError
 from fusion_core.merge_spec import MergeSpec
-from fusion_core.merging.checkpoint import TORCH_NAMES, Checkpoint
+from fusion_core.merging.checkpoint import TORCH_NAMES, Checkpoint, TensorEntry
+from fusion_core.merging.finite import input_error, is_finite, output_error
 from fusion_core.merging.granularity import group_of
 from fusion_core.merging.method import EntryMethod, WeightedMethod, Weights, build_method
 from fusion_core.merging.output import whole_folder
 from fusion_core.merging.report import JSON_NAME, MergeReport
 from fusion_core.merging.statistics import DeltaStatistics
-from fusion_core.merging.stream import StoredTensor, TensorStream
 from fusion_core.merging.structure import check_structure
-from fusion_core.merging.values import BLOCK, TensorValues
-from fusion_core.merging.work import TensorWork, one_torch_thread, thread_count, when_all_done
+from fusion_core.merging.values import TensorValues
+from fusion_core.merging.work import Job, run_jobs, thread_count, threads
 from fusion_core.merging.writer import CheckpointWriter
 from fusion_core.model_folders import copy_non_weight_files, set_config_dtype
 from fusion_core.progress import Advance, ignore_progress
 
-# Below this, reading ahead would stall on every tensor of a small model.
-MIN_READ_AHEAD_BYTES = 32 << 20
+# So much may be begun beside the largest tensor, in however small a model.
+MIN_BESIDE_BYTES = 16 << 20
+# How far the disk is kept busy ahead of the arithmetic. These bytes lie in the page cache, not in this process.
+FETCHED_BYTES = 256 << 20
+
+_thread_memory = threading.local()
 
 
 def merge_checkpoints(
@@ -85,7 +88,7 @@ def merge_checkpoints(
         if spec.dtype is not None:
             set_config_dtype(folder, spec.dtype)
         merge = _Merge(checkpoints, method, spec, device, progress)
-        merge.run(folder)
+        merge.run(folder, output)
         report = MergeReport(
             spec, Path(pivot).resolve().name, [Path(target).resolve().name for target in targets], merge.weights,
             merge.statistics,
@@ -117,125 +120,143 @@ class _Merge:
         self._steps_done = 0
         self._steps = len(checkpoints[0].tensors) * (2 if self._is_grouped else 1)
 
-    def run(self, folder: Path) -> None:
-        """Write the merged weights into a folder and fill ``weights`` and ``statistics``."""
-        with one_torch_thread(), ThreadPoolExecutor(thread_count(), thread_name_prefix="merge") as self._pool:
-            if self._is_grouped:
-                self._pass(self._begin_statistics, self._end_statistics)
-                self._weigh_groups()
-            entries = list(self.checkpoints[0].tensors.values())
-            writer = CheckpointWriter(folder, entries, self.spec.dtype, self.spec.max_shard_bytes)
-            with closing(writer) as self._writer:
-                self._pass(self._begin_statistics, self._begin_merge)
+    def run(self, folder: Path, output: Path) -> None:
+        """Write the merged weights into a folder, which becomes the output, and fill ``weights`` and ``statistics``."""
+        if self._is_grouped:
+            with threads(thread_count()) as self._pool:
+                self._pass(self._sum)
+            self._weigh_groups()
+        entries = list(self.checkpoints[0].tensors.values())
+        self._output = output
+        self._writer = CheckpointWriter(folder, entries, self.spec.dtype, self.spec.max_shard_bytes)
+        # The threads are gone before the files are closed.
+        with closing(self._writer), threads(thread_count()) as self._pool:
+            self._pass(self._merge_entrywise if isinstance(self.method, EntryMethod) else self._merge_weighted)
 
-    def _pass(
-        self,
-        begin: Callable[[StoredTensor], TensorWork],
-        end: Callable[[TensorWork], None],
-    ) -> None:
-        """Stream every tensor through ``begin`` as soon as it is read, then through ``end``, in order."""
-        stream = TensorStream(self.checkpoints, self._capacity_bytes())
-        running: deque[TensorWork] = deque()
-        begun: deque[TensorWork] = deque()
-        try:
-            is_read = False
-            while not is_read or begun:
-                try:
-                    # The next tensor's sums are begun before the last one's are waited for, so that no thread idles.
-                    tensor = None if is_read else stream.next(wait=not begun)
-                    is_read = is_read or tensor is None
-                except queue.Empty:
-                    tensor = None
-                if tensor is not None:
-                    begun.append(begin(tensor))
-                    if len(begun) < 2:
-                        continue
-                if begun:
-                    work = begun.popleft()
-                    end(work)
-                    when_all_done(work.merging, partial(stream.give_back, work.tensor))
-                    running.append(work)
-                    self._steps_done += 1
-                    self.progress(self._steps_done, self._steps)
-                while running and all(future.done() for future in running[0].merging):
-                    running.popleft().finish()
-            while running:
-                running.popleft().finish()
-        finally:
-            for work in (*running, *begun):
-                work.cancel()
-            stream.stop()
+    def _pass(self, job: Callable[[TensorValues], Job]) -> None:
+        """Run a job for every tensor, in the order of the pivot's files."""
+        sizes = (entry.size_bytes * len(self.checkpoints) for entry in self.checkpoints[0].tensors.values())
+        jobs = (self._on_tensor(entry, job) for entry in self._fetched_ahead())
+        run_jobs(zip(sizes, jobs, strict=True), self._capacity_bytes(), self._advance)
 
-    def _begin_statistics(self, tensor: StoredTensor) -> TensorWork:
-        if not tensor.entry.is_float:
-            return TensorWork(tensor, None, [])
-        values = TensorValues(tensor.entry, tensor.rows, self.device, self._pool)
-        if tensor.entry.name in self.statistics:
-            return TensorWork(tensor, values, [])
-        with_pivot = isinstance(self.method, WeightedMethod) and self.method.needs_pivot_products
-        sums = [self._pool.submit(values.statistics, start, stop, with_pivot) for start, stop in values.blocks]
-        return TensorWork(tensor, values, sums)
+    def _on_tensor(self, entry: TensorEntry, job: Callable[[TensorValues], Job]) -> Job:
+        rows = [checkpoint.view(entry.name) for checkpoint in self.checkpoints]
+        if entry.is_float:
+            yield from job(TensorValues(entry, rows, self.device, self._pool))
+        elif job != self._sum:
+            yield [self._pool.submit(self._copy, entry, rows)]
+        for checkpoint in self.checkpoints:
+            checkpoint.release(entry.name)
 
-    def _end_statistics(self, work: TensorWork) -> None:
-        if work.values is None or work.tensor.entry.name in self.statistics:
-            return
-        sums = sum((future.result() for future in work.sums), DeltaStatistics.zeros(work.values.targets))
-        if not sums.is_finite:
-            self._refuse_not_finite(work.values)
-        self.statistics[work.tensor.entry.name] = sums
+    # What is done with one tensor. Each yields the futures that it must wait for.
 
-    def _begin_merge(self, work: TensorWork) -> None:
-        self._end_statistics(work)
-        if work.values is None:
-            work.merging = [self._pool.submit(self._copy, work.tensor)]
-            return
-        values, name = work.values, work.tensor.entry.name
-        method = self.method
-        if isinstance(method, WeightedMethod):
-            weights = self._group_weights.get(name) or method.weigh(self.statistics[name])
-            self.weights[name] = weights.targets.tolist()
-            work.merging = [
-                self._pool.submit(self._merge_weighted, values, weights.coefficients, start, stop)
-                for start, stop in values.blocks
-            ]
-            return
+    def _sum(self, values: TensorValues) -> Job:
+        blocks = self._on_blocks(values, self._sum_block)
+        yield blocks
+        self._keep_sums(values, [block.result() for block in blocks])
+
+    def _merge_weighted(self, values: TensorValues) -> Job:
+        method, name = self.method, values.entry.name
+        assert isinstance(method, WeightedMethod)
+        is_summed = name in self.statistics
+        if method.needs_statistics and not is_summed:
+            yield from self._sum(values)
+            is_summed = True
+        sums = self.statistics.get(name) or DeltaStatistics.zeros(values.targets)
+        weights = self._group_weights.get(name) or method.weigh(sums)
+        blocks = self._on_blocks(values, partial(self._merge_block, weights.coefficients, not is_summed))
+        yield blocks
+        results = [block.result() for block in blocks]
+        if not is_summed:
+            self._keep_sums(values, [block_sums for block_sums, _ in results])
+        self._check_merged(values, [finite for _, finite in results])
+        self.weights[name] = weights.targets.tolist()
+
+    def _merge_entrywise(self, values: TensorValues) -> Job:
+        method, name = self.method, values.entry.name
+        assert isinstance(method, EntryMethod)
+        yield from self._sum(values)
         prepared = method.prepare(values, self.statistics[name])
-        work.merging = [
-            self._pool.submit(self._merge_entries, method, values, prepared, start, stop)
-            for start, stop in values.blocks
-        ]
-        work.when_merged = lambda: self.weights.update({name: method.weights(prepared).tolist()})
+        blocks = self._on_blocks(values, partial(self._merge_entries_of_block, method, prepared))
+        yield blocks
+        self._check_merged(values, [block.result() for block in blocks])
+        self.weights[name] = method.weights(prepared).tolist()
 
-    def _merge_weighted(self, values: TensorValues, coefficients_M: np.ndarray, start: int, stop: int) -> None:
-        out_N = self._output_block(values, start, stop)
-        values.weighted_sum(coefficients_M, start, stop, out_N)
-        self._write_block(values, start, out_N)
+    # What is done with one block, on one of the threads. None of these waits for anything but the disk.
 
-    def _merge_entries(self, method: EntryMethod, values: TensorValues, prepared: Any, start: int, stop: int) -> None:
-        out_N = self._output_block(values, start, stop)
-        for first, last in values.chunks(start, stop):
-            pivot_N, deltas_TN = values.pivot_and_deltas(first, last)
-            out_N[first - start : last - start].copy_(method.merge(pivot_N, deltas_TN, prepared, first))
-        self._write_block(values, start, out_N)
+    def _on_blocks(self, values: TensorValues, function: Callable[[TensorValues, int, int], Any]) -> list[Future]:
+        return [self._pool.submit(function, values, start, stop) for start, stop in values.blocks]
 
-    def _output_block(self, values: TensorValues, start: int, stop: int) -> torch.Tensor:
-        dtype = getattr(torch, TORCH_NAMES[self._writer.places[values.entry.name].dtype])
-        block = getattr(_thread_memory, "block", None)
-        if block is None or block.numel() < BLOCK * dtype.itemsize:
-            block = _thread_memory.block = torch.empty(BLOCK * dtype.itemsize, dtype=torch.uint8)
-        return block.view(dtype)[: stop - start]
+    def _sum_block(self, values: TensorValues, start: int, stop: int) -> DeltaStatistics:
+        self._read(values.entry, start, stop)
+        sums = DeltaStatistics.zeros(values.targets, stop - start)
+        with_pivot = isinstance(self.method, WeightedMethod) and self.method.needs_pivot_products
+        values.add_statistics(sums, start, stop, with_pivot)
+        return sums
 
-    def _write_block(self, values: TensorValues, start: int, out_N: torch.Tensor) -> None:
-        self._writer.write(values.entry.name, start * out_N.itemsize, out_N.view(torch.uint8).numpy().data)
+    def _merge_block(
+        self, coefficients_M: np.ndarray, with_sums: bool, values: TensorValues, start: int, stop: int
+    ) -> tuple[DeltaStatistics, bool]:
+        self._read(values.entry, start, stop)
+        sums = DeltaStatistics.zeros(values.targets, stop - start)
+        finite = True
+        for first, last in values.pieces(start, stop):
+            out_N = self._output_piece(values.entry, last - first)
+            values.weighted_sum(coefficients_M, first, last, out_N, sums if with_sums else None)
+            finite &= self._write(values.entry, first, out_N)
+        return sums, finite
 
-    def _copy(self, tensor: StoredTensor) -> None:
-        for row, checkpoint in zip(tensor.rows[1:], self.checkpoints[1:], strict=True):
-            if not np.array_equal(row, tensor.rows[0]):
+    def _merge_entries_of_block(
+        self, method: EntryMethod, prepared: Any, values: TensorValues, start: int, stop: int
+    ) -> bool:
+        finite = True
+        for first, last in values.pieces(start, stop):
+            out_N = self._output_piece(values.entry, last - first)
+            for begin, end in values.chunks(first, last):
+                pivot_N, deltas_TN = values.pivot_and_deltas(begin, end)
+                out_N[begin - first : end - first].copy_(method.merge(pivot_N, deltas_TN, prepared, begin))
+            finite &= self._write(values.entry, first, out_N)
+        return finite
+
+    def _copy(self, entry: TensorEntry, rows: list[np.ndarray]) -> None:
+        for checkpoint, row in zip(self.checkpoints, rows, strict=True):
+            checkpoint.read(entry.name, 0, entry.size_bytes)
+            if not np.array_equal(row, rows[0]):
                 raise MergeError(
-                    f"{tensor.entry.name} is of type {tensor.entry.dtype}, which cannot be merged, and "
-                    f"{checkpoint.folder} has other values in it than the pivot; only equal ones are copied."
+                    f"{entry.name} is of type {entry.dtype}, which cannot be merged, and {checkpoint.folder} has other "
+                    "values in it than the pivot; only equal ones are copied."
                 )
-        self._writer.write(tensor.entry.name, 0, tensor.rows[0].data)
+        self._writer.write(entry.name, 0, rows[0].data)
+
+    def _read(self, entry: TensorEntry, start: int, stop: int) -> None:
+        width = entry.size_bytes // entry.count
+        for checkpoint in self.checkpoints:
+            checkpoint.read(entry.name, start * width, (stop - start) * width)
+
+    def _output_piece(self, entry: TensorEntry, count: int) -> torch.Tensor:
+        """Return memory for merged values; a thread uses the same again and again, so that it stays in its cache."""
+        dtype = getattr(torch, TORCH_NAMES[self._writer.places[entry.name].dtype])
+        piece = getattr(_thread_memory, "piece", None)
+        if piece is None or piece.numel() < count * dtype.itemsize:
+            piece = _thread_memory.piece = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+        return piece[: count * dtype.itemsize].view(dtype)
+
+    def _write(self, entry: TensorEntry, start: int, out_N: torch.Tensor) -> bool:
+        self._writer.write(entry.name, start * out_N.itemsize, out_N.view(torch.uint8).numpy().data)
+        return is_finite(out_N)
+
+    # What comes between.
+
+    def _keep_sums(self, values: TensorValues, blocks: list[DeltaStatistics]) -> None:
+        sums = sum(blocks, DeltaStatistics.zeros(values.targets))
+        if not sums.is_finite:
+            raise input_error(values, self.checkpoints)
+        self.statistics[values.entry.name] = sums
+
+    def _check_merged(self, values: TensorValues, finite: list[bool]) -> None:
+        if not all(finite):
+            place = self._writer.places[values.entry.name]
+            raise output_error(values.entry.name, place.dtype, self._output / self._writer.files[place.shard])
 
     def _weigh_groups(self) -> None:
         assert isinstance(self.method, WeightedMethod)
@@ -247,26 +268,27 @@ class _Merge:
             weights = self.method.weigh(total)
             self._group_weights.update(dict.fromkeys(names, weights))
 
-    def _refuse_not_finite(self, values: TensorValues) -> None:
-        number = values.first_not_finite()
-        if number is None:
-            raise MergeError(
-                f"{values.entry.name}: the targets are so far from the pivot that squares of the difference overflow; "
-                "they cannot have been trained from it."
-            )
-        path = self.checkpoints[number].tensors[values.entry.name].path
-        raise MergeError(
-            f"{values.entry.name} in {path} holds NaN or infinity; the model that was saved there is broken, train or "
-            "fetch it again."
-        )
+    def _fetched_ahead(self) -> Iterator[TensorEntry]:
+        """Yield the pivot's tensors; what comes next is fetched from the disk meanwhile."""
+        entries = list(self.checkpoints[0].tensors.values())
+        begun = fetched = fetched_bytes = 0
+        for entry in entries:
+            begun += entry.size_bytes * len(self.checkpoints)
+            while fetched < len(entries) and fetched_bytes < begun + FETCHED_BYTES:
+                for checkpoint in self.checkpoints:
+                    checkpoint.fetch(entries[fetched].name)
+                fetched_bytes += entries[fetched].size_bytes * len(self.checkpoints)
+                fetched += 1
+            yield entry
+
+    def _advance(self) -> None:
+        self._steps_done += 1
+        self.progress(self._steps_done, self._steps)
 
     def _capacity_bytes(self) -> int:
         largest = max((entry.size_bytes for entry in self.checkpoints[0].tensors.values()), default=0)
-        # Half of the last of the (targets + 2) tensors that a merge may hold is for reading ahead, half for all else.
-        return largest * len(self.checkpoints) + max(largest // 2, MIN_READ_AHEAD_BYTES)
-
-
-_thread_memory = threading.local()
+        # A quarter of the last of the (targets + 2) tensors that a merge may hold; the rest is for all else.
+        return largest * len(self.checkpoints) + max(largest // 4, MIN_BESIDE_BYTES)
 
 
 def _usable_device(name: str) -> torch.device:

@@ -1,56 +1,90 @@
-"""Compiled loops over stored bf16 and float32 values: one pass over memory, no converted copy of a tensor.
+"""Compiled loops over stored bf16, fp16 and float32 values: one pass over memory, no converted copy of a tensor.
 
-Shape legend: M models (the pivot, then the targets), T targets, N entries of a tensor.
+Shape legend: M models (the pivot, then the targets), T targets, N entries of a part of a tensor.
 
+numpy and numba know neither bf16 nor fast fp16, so that both come as their bits: uint16 is bf16, int16 is fp16.
 Everything compiled lives in this one file, because numba's cache on disk does not see changes in other files.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
 
-# Entries converted at a time: the float32 copies of a chunk, one per model, stay in a core's own cache.
+# Entries taken at a time: their float32 values, a row per model, stay in a core's own cache.
 CHUNK = 4096
 
 # Sums may be reordered into vector lanes; NaN and infinity keep their meaning, because the engine looks for them.
 REORDER = {"reassoc", "nsz", "contract"}
 
 
-@njit(nogil=True, cache=True)
-def _widen(stored_N, values_N):
-    if stored_N.itemsize == 2:
-        # bfloat16 is the upper half of a float32.
-        bits_N = values_N.view(np.uint32)
-        for n in range(values_N.size):
-            bits_N[n] = np.uint32(stored_N[n]) << np.uint32(16)
-    else:
-        for n in range(values_N.size):
-            values_N[n] = np.float32(stored_N[n])
+@intrinsic
+def _pointer(typing_context, address, like):
+    """Turn an address into a pointer to values of ``like``'s type."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(address, like), generate
+
+
+@intrinsic
+def _widen(typing_context, stored):
+    """Turn a stored value into float32."""
+
+    def generate(context, builder, signature, arguments):
+        if stored == types.uint16:
+            # bfloat16 is the upper half of a float32.
+            bits = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+            return builder.bitcast(bits, ir.FloatType())
+        if stored == types.int16:
+            return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        return arguments[0]
+
+    return types.float32(stored), generate
+
+
+@intrinsic
+def _narrow(typing_context, value, like):
+    """Round a float32 to the stored type of ``like``: to nearest, ties to even."""
+
+    def generate(context, builder, signature, arguments):
+        value = arguments[0]
+        if like.dtype == types.uint16:
+            word = ir.IntType(32)
+            bits = builder.bitcast(value, word)
+            odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
+            rounded = builder.add(bits, builder.add(odd, ir.Constant(word, 0x7FFF)))
+            return builder.trunc(builder.lshr(rounded, ir.Constant(word, 16)), ir.IntType(16))
+        if like.dtype == types.int16:
+            return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
+        return builder.fpext(value, ir.DoubleType()) if like.dtype == types.float64 else value
+
+    return like.dtype(value, like), generate
 
 
 @njit(nogil=True, cache=True)
-def _narrow(values_N, stored_N):
-    if stored_N.itemsize == 2:
-        # Round to nearest, ties to even.
-        bits_N = values_N.view(np.uint32)
-        for n in range(values_N.size):
-            bits = bits_N[n]
-            odd = (bits >> np.uint32(16)) & np.uint32(1)
-            stored_N[n] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-    else:
-        for n in range(values_N.size):
-            stored_N[n] = values_N[n]
+def _load(stored_N, values_N):
+    for n in range(values_N.size):
+        values_N[n] = _widen(stored_N[n])
 
 
 @njit(nogil=True, cache=True, fastmath=REORDER)
-def _subtract(values_N, pivot_N):
+def _subtract(stored_N, pivot_N, delta_N):
+    """Fill ``delta_N``; return the sums of its absolute values and squares and the number of those that are not 0."""
     absolute = np.float32(0)
-    for n in range(values_N.size):
-        delta = values_N[n] - pivot_N[n]
-        values_N[n] = delta
+    square = np.float32(0)
+    # A float32 counts a chunk exactly; an integer would be counted in 64 bits, half as fast.
+    changed = np.float32(0)
+    for n in range(delta_N.size):
+        delta = _widen(stored_N[n]) - pivot_N[n]
+        delta_N[n] = delta
         absolute += abs(delta)
-    return absolute
+        square += delta * delta
+        changed += np.float32(1) if delta != 0 else np.float32(0)
+    return absolute, square, changed
 
 
 @njit(nogil=True, cache=True, fastmath=REORDER)
@@ -61,67 +95,100 @@ def _dot(left_N, right_N):
     return total
 
 
-@njit(nogil=True, cache=True)
-def _count_changed(left_N, right_N):
-    changed = np.uint32(0)
-    for n in range(left_N.size):
-        changed += np.uint32(left_N[n] != right_N[n])
-    return changed
+@njit(nogil=True, cache=True, fastmath=REORDER)
+def _begin_sum(stored_N, weight, sum_N):
+    for n in range(sum_N.size):
+        sum_N[n] = weight * _widen(stored_N[n])
 
 
 @njit(nogil=True, cache=True, fastmath=REORDER)
-def _accumulate(sum_N, values_N, weight):
+def _add_to_sum(stored_N, weight, sum_N):
     for n in range(sum_N.size):
-        sum_N[n] += weight * values_N[n]
+        sum_N[n] += weight * _widen(stored_N[n])
 
 
-@njit(
-    [f"void({code}[:, ::1], i8, i8, b1, f4[:, ::1], f8[:, ::1], f8[::1], i8[::1])" for code in ("u2", "f4")],
-    nogil=True,
-    cache=True,
-)
-def add_statistics(stored_MN, start, stop, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T):
-    """Add the statistics of the entries ``start`` to ``stop`` to ``gram_MM``, ``absolute_T`` and ``changed_T``.
-
-    Row and column 0 of ``gram_MM`` are products with the pivot itself, filled only ``with_pivot``; the others are
-    products of deltas. ``scratch_MN`` has at least CHUNK columns.
-    """
-    models = stored_MN.shape[0]
-    for first in range(start, stop, CHUNK):
-        last = min(first + CHUNK, stop)
-        pivot_N = scratch_MN[0][: last - first]
-        _widen(stored_MN[0][first:last], pivot_N)
-        if with_pivot:
-            gram_MM[0, 0] += _dot(pivot_N, pivot_N)
-        for m in range(1, models):
-            delta_N = scratch_MN[m][: last - first]
-            _widen(stored_MN[m][first:last], delta_N)
-            absolute_T[m - 1] += _subtract(delta_N, pivot_N)
-            changed_T[m - 1] += _count_changed(stored_MN[m][first:last], stored_MN[0][first:last])
-            for other in range(0 if with_pivot else 1, m + 1):
-                product = _dot(delta_N, scratch_MN[other][: last - first])
-                gram_MM[m, other] += product
-                if other != m:
-                    gram_MM[other, m] += product
+@njit(nogil=True, cache=True)
+def _store(values_N, merged_N):
+    for n in range(values_N.size):
+        merged_N[n] = _narrow(values_N[n], merged_N)
 
 
-@njit(
-    [f"void({code}[:, ::1], i8, i8, f4[::1], f4[:, ::1], {code}[::1])" for code in ("u2", "f4")],
-    nogil=True,
-    cache=True,
-)
-def weighted_sum(stored_MN, start, stop, coefficients_M, scratch_MN, merged_N):
-    """Write the sum of coefficient times model over the entries ``start`` to ``stop`` into ``merged_N``."""
-    for first in range(start, stop, CHUNK):
-        last = min(first + CHUNK, stop)
-        sum_N = scratch_MN[0][: last - first]
-        values_N = scratch_MN[1][: last - first]
+@njit(nogil=True, cache=True)
+def _add_statistics(addresses_M, like, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T):
+    pivot_N = scratch_MN[0][: last - first]
+    _load(carray(_pointer(addresses_M[0], like), (last,))[first:], pivot_N)
+    if with_pivot:
+        gram_MM[0, 0] += _dot(pivot_N, pivot_N)
+    for m in range(1, len(addresses_M)):
+        delta_N = scratch_MN[m][: last - first]
+        stored_N = carray(_pointer(addresses_M[m], like), (last,))[first:]
+        absolute, square, changed = _subtract(stored_N, pivot_N, delta_N)
+        absolute_T[m - 1] += absolute
+        changed_T[m - 1] += np.int64(changed)
+        gram_MM[m, m] += square
+        for other in range(0 if with_pivot else 1, m):
+            product = _dot(delta_N, scratch_MN[other][: last - first])
+            gram_MM[m, other] += product
+            gram_MM[other, m] += product
+
+
+@njit(nogil=True, cache=True)
+def _merge(addresses_M, like, first, last, coefficients_M, sum_N, merged_N):
+    is_begun = False
+    for m in range(len(addresses_M)):
+        if coefficients_M[m] != 0:
+            stored_N = carray(_pointer(addresses_M[m], like), (last,))[first:]
+            if is_begun:
+                _add_to_sum(stored_N, coefficients_M[m], sum_N)
+            else:
+                _begin_sum(stored_N, coefficients_M[m], sum_N)
+            is_begun = True
+    if not is_begun:
         sum_N[:] = 0
-        for m in range(stored_MN.shape[0]):
-            if coefficients_M[m] != 0:
-                _widen(stored_MN[m][first:last], values_N)
-                _accumulate(sum_N, values_N, coefficients_M[m])
-        _narrow(sum_N, merged_N[first - start : last - start])
+    _store(sum_N, merged_N)
+
+
+@njit(nogil=True, cache=True)
+def pass_over(
+    addresses_M, like, start, stop, scratch_MN, with_sums, with_pivot, gram_MM, absolute_T, changed_T, coefficients_M,
+    merged_N,
+):  # fmt: skip
+    """Read the entries ``start`` to ``stop`` of every model once; add up their deltas, merge them, or both.
+
+    Parameters
+    ----------
+    addresses_M : ndarray, uint64 [M]
+        Where each model's tensor begins in memory.
+    like : ndarray
+        Of the type that they are stored in: uint16 for bf16, int16 for fp16, float32.
+    start, stop : int
+    scratch_MN : ndarray, float32 [M, CHUNK]
+    with_sums : bool
+        Whether to add to ``gram_MM``, ``absolute_T`` and ``changed_T``, the fields of DeltaStatistics.
+    with_pivot : bool
+        Whether row and column 0 of ``gram_MM`` take the products with the pivot's own values.
+    coefficients_M : ndarray, float32 [M]
+    merged_N : ndarray [stop - start] or [0]
+        Takes the sum of coefficient times model, rounded to its own type; not merged where it is empty.
+    """
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        if with_sums:
+            _add_statistics(
+                addresses_M, like, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T
+            )  # fmt: skip
+        if merged_N.size:
+            part_N = merged_N[first - start : last - start]
+            _merge(addresses_M, like, first, last, coefficients_M, scratch_MN[0][: last - first], part_N)
+
+
+@njit(nogil=True, cache=True)
+def holds(bits_N, mask):
+    """Tell whether any of the unsigned integers has all bits of ``mask``, of their type, set."""
+    found = False
+    for n in range(bits_N.size):
+        found |= (bits_N[n] & mask) == mask
+    return found
 
 
 @njit("UniTuple(i8, 4)(f4[::1], f4, f4, f4[::1])", nogil=True, cache=True)

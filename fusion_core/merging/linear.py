@@ -21,6 +21,8 @@ class Linear(WeightedMethod):
     Source: model soups, arXiv 2203.05482 (there with equal weights).
     """
 
+    needs_statistics = False
+
     def __init__(self, weights_T: np.ndarray):
         self.weights_T = weights_T
 

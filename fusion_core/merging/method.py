@@ -22,7 +22,9 @@ from fusion_core.merging.values import TensorValues
 class WeightedMethod(ABC):
     """A method whose result is a weighted sum of whole tensors; the engine sums, the method only weighs."""
 
-    # Whether DeltaStatistics must hold the products with the pivot's own values.
+    # Whether `weigh` reads the statistics. Where not, it is called with zeros, and one pass merges and sums.
+    needs_statistics = True
+    # Whether the statistics must hold the products with the pivot's own values.
     needs_pivot_products = False
     # Which tensors share one call of `weigh`: a granularity of MergeSpec.
     granularity = "matrix"

@@ -23,6 +23,8 @@ class TaskArithmetic(WeightedMethod):
     Source: arXiv 2212.04089, section 2, with a weight per task vector as mergekit has it.
     """
 
+    needs_statistics = False
+
     def __init__(self, factors_T: np.ndarray):
         self.weights = Weights(factors_T, pivot=1.0 - float(factors_T.sum()))
 

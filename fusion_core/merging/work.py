@@ -1,76 +1,81 @@
-"""Work on tensors spread over threads."""
+"""Jobs that hand their work to threads in steps, several of them on their way at once."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
-from fusion_core.merging.stream import StoredTensor
-from fusion_core.merging.values import TensorValues
+# What one tensor needs: between two steps it yields the futures that the next one waits for.
+Job = Iterator[list[Future]]
 
 # More threads would wait for memory, not compute.
 MAX_THREADS = 8
+# Small tensors are begun until they hold this much; of larger ones, two.
+BEGUN_BYTES = 48 << 20
 
 
-class TensorWork:
-    """A tensor on its way: the sums that were begun, then the blocks being merged, then a last step."""
+def run_jobs(jobs: Iterable[tuple[int, Job]], capacity_bytes: int, when_finished: Callable[[], None]) -> None:
+    """Run jobs in order, and begin the next ones before the last is done, so that no thread is without work.
 
-    def __init__(self, tensor: StoredTensor, values: TensorValues | None, sums: list[Future]):
-        self.tensor = tensor
-        self.values = values
-        self.sums = sums
-        self.merging: list[Future] = []
-        self.when_merged: Callable[[], None] | None = None
+    Parameters
+    ----------
+    jobs : iterable of (int, Job)
+        Each with the bytes that it holds while it runs.
+    capacity_bytes : int
+        What the running jobs hold together at most; a larger one runs alone.
+    when_finished : callable
+        Called after each job.
 
-    def finish(self) -> None:
-        """Wait for the blocks, raise what went wrong in them, and take the last step."""
-        for future in self.merging:
+    Notes
+    -----
+    Only this thread waits, and only for futures whose functions wait for nothing: whatever fails, nobody is left
+    waiting for anybody. Which job goes on next depends on sizes alone, not on how fast the threads are.
+    """
+    upcoming = iter(jobs)
+    following = next(upcoming, None)
+    running: deque[tuple[int, Job, list[Future]]] = deque()
+    held = 0
+    while following is not None or running:
+        while following is not None and _has_room(following[0], len(running), held, capacity_bytes):
+            size, job = following
+            held += size
+            running.append((size, job, next(job, [])))
+            following = next(upcoming, None)
+        # Threads take work in the order in which it came: what was handed out first is done first.
+        size, job, futures = running.popleft()
+        for future in futures:
             future.result()
-        if self.when_merged is not None:
-            self.when_merged()
-
-    def cancel(self) -> None:
-        """Drop what has not begun, and wait for what has: it still reads the stream's memory and writes to files."""
-        for future in (*self.sums, *self.merging):
-            future.cancel()
-        wait((*self.sums, *self.merging))
+        step = next(job, None)
+        if step is not None:
+            running.append((size, job, step))
+            continue
+        held -= size
+        when_finished()
 
 
-def when_all_done(futures: list[Future], then: Callable[[], None]) -> None:
-    """Call ``then`` in whichever thread finishes last, also after errors; at once where there is no future."""
-    if not futures:
-        then()
-        return
-    left = len(futures)
-    lock = threading.Lock()
-
-    def one_is_done(_: Future) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            is_last = left == 0
-        if is_last:
-            then()
-
-    for future in futures:
-        future.add_done_callback(one_is_done)
+def _has_room(size: int, running: int, held: int, capacity: int) -> bool:
+    if running == 0:
+        return True
+    return held + size <= capacity and (running == 1 or held + size <= BEGUN_BYTES)
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Keep torch to one thread within each of ours."""
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads that are gone after the block: after an error, with what had not begun dropped."""
     # The blocks are spread over threads already; torch's own would fight with them over the same cores.
-    threads = torch.get_num_threads()
+    torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="merge")
     try:
-        yield
+        yield pool
     finally:
-        torch.set_num_threads(threads)
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(torch_threads)
 
 
 def thread_count() -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fusion_core.errors import MergeError
 from fusion_core.merging.checkpoint import FLOAT_STORAGE, SAFETENSORS_NAMES, TensorEntry
 
 
@@ -88,7 +92,7 @@ class CheckpointWriter:
         descriptor = os.open(self.folder / self.files[number], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self._descriptors.append(descriptor)
         os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
-        os.ftruncate(descriptor, 8 + len(text) + end)
+        _reserve(descriptor, self.folder / self.files[number], 8 + len(text) + end)
 
     def _write_index(self) -> None:
         index = {
@@ -97,6 +101,24 @@ class CheckpointWriter:
         }
         path = self.folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _reserve(descriptor: int, path: Path, size: int) -> None:
+    """Give a file its size and, where the file system can, its room on the disk."""
+    # Room that is there makes writing twice as fast, and a full disk stops the merge before it has begun. Not
+    # os.posix_fallocate: where the file system cannot, that writes every page.
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None, use_errno=True)
+        library.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        if library.fallocate(descriptor, 0, 0, size) == 0:
+            return
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MergeError(
+                f"There is no room for the merged weights: {path.name} needs {size / 1e9:,.1f} GB in "
+                f"{path.parent.parent} ({os.strerror(number)}). Free some, or choose another output folder."
+            )
+    os.ftruncate(descriptor, size)
 
 
 def _shard_names(count: int) -> list[str]:

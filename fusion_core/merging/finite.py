@@ -1,0 +1,51 @@
+"""NaN and infinity: found in what is read and in what would be written, and refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fusion_core.errors import MergeError
+from fusion_core.merging import kernels
+from fusion_core.merging.checkpoint import TORCH_NAMES, Checkpoint
+from fusion_core.merging.values import TensorValues
+
+# The exponent of infinity, which NaN has too.
+INFINITY_BITS = {
+    torch.bfloat16: np.uint16(0x7F80),
+    torch.float16: np.uint16(0x7C00),
+    torch.float32: np.uint32(0x7F80 << 16),
+    torch.float64: np.uint64(0x7FF << 52),
+}
+
+
+def is_finite(values_N: torch.Tensor) -> bool:
+    """Tell whether floating-point values on the processor hold neither NaN nor infinity."""
+    infinity = INFINITY_BITS[values_N.dtype]
+    return not kernels.holds(values_N.view(torch.uint8).numpy().view(infinity.dtype), infinity)
+
+
+def input_error(values: TensorValues, checkpoints: list[Checkpoint]) -> MergeError:
+    """Return what to say of a tensor whose deltas sum to NaN or infinity: which file has it, if one has."""
+    name = values.entry.name
+    for number, checkpoint in enumerate(checkpoints):
+        if not values.is_finite(number):
+            return MergeError(
+                f"{name} in {checkpoint.tensors[name].path} holds NaN or infinity; the model that was saved there is "
+                "broken, train or fetch it again."
+            )
+    return MergeError(
+        f"{name}: the targets are so far from the pivot that squares of the difference overflow; they cannot have been "
+        "trained from it."
+    )
+
+
+def output_error(name: str, dtype: str, path: Path) -> MergeError:
+    """Return what to say of finite inputs whose merge is not: ``dtype`` is the code of the type it was rounded to."""
+    return MergeError(
+        f"{name}: merged values do not fit into {TORCH_NAMES[dtype]}, although all inputs are finite; they would be "
+        f"infinite in {path}. Set `dtype` to a type with a larger range, such as bfloat16 or float32, or smaller "
+        "`weights` or `scaling_coefficient`."
+    )

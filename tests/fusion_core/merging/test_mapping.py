@@ -1,0 +1,75 @@
+"""Files that are mapped into memory: views, failing reads, tensors that other writers did not align."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion_core.errors import MergeError
+from fusion_core.merging import MergeSpec, merge_checkpoints
+from fusion_core.merging.mapping import LIBRARY, MappedFile
+from tests.fusion_core.merging.checkpoints import load, save_all
+
+populates = pytest.mark.skipif(
+    LIBRARY is None or tuple(int(part) for part in os.uname().release.split(".")[:2]) < (5, 14),
+    reason="reads ahead of looking need Linux 5.14",
+)
+
+
+def test_views_show_the_file_before_and_after_release(tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "file").write_bytes(content)
+    file = MappedFile(tmp_path / "file")
+    view = file.view(10_001, 50_000)
+    for _ in range(2):
+        file.fetch(10_001, 50_000)
+        file.read(10_001, 50_000)
+        assert view.tobytes() == content[10_001:60_001]
+        file.release(10_001, 50_000)
+    file.close()
+    assert view.tobytes() == content[10_001:60_001]
+    assert not view.flags.writeable
+
+
+@populates
+def test_a_file_that_became_shorter_is_named_instead_of_ending_the_process(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(100_000))
+    file = MappedFile(tmp_path / "file")
+    file.view(0, 100_000)
+    os.truncate(tmp_path / "file", 10_000)
+    file.read(0, 10_000)
+    with pytest.raises(MergeError, match=rf"{tmp_path}/file could not be read any more at byte 50,000"):
+        file.read(50_000, 50_000)
+    file.close()
+
+
+@populates
+def test_a_target_that_becomes_shorter_stops_the_merge(tmp_path: Path) -> None:
+    tensors = {f"w{number}": torch.ones(100_000) for number in range(300)}
+    pivot, targets = save_all(tmp_path, tensors, [tensors, tensors])
+
+    def cut(done: int, total: int) -> None:
+        if done == 1:
+            os.truncate(targets[1] / "model.safetensors", 1 << 20)
+
+    with pytest.raises(MergeError, match=r"target-1/model.safetensors could not be read any more"):
+        merge_checkpoints(pivot, targets, tmp_path / "merged", MergeSpec(), progress=cut)
+    assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
+
+
+@pytest.mark.parametrize("shift", range(1, 8))
+def test_tensors_that_are_not_aligned_are_merged_as_well(tmp_path: Path, shift: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    models = [{"w": torch.randn(1000, generator=generator)} for _ in range(3)]
+    pivot, targets = save_all(tmp_path, models[0], models[1:])
+    merge_checkpoints(pivot, targets, tmp_path / "expected", MergeSpec())
+    file = targets[0] / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length] + b" " * shift
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    merge_checkpoints(pivot, targets, tmp_path / "merged", MergeSpec())
+    assert torch.equal(load(tmp_path / "merged")["w"], load(tmp_path / "expected")["w"])
