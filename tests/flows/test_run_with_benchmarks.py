@@ -16,6 +16,9 @@ from tasks.run_report import report_of_run
 from tasks.tracking import Tracking
 from tasks.workplace import open_workplace
 
+# Seven models answer: as long as the fusion itself on a busy machine.
+pytestmark = pytest.mark.slow
+
 METRICS = {"exact_match/sums", "pass_at_1/doubles", "chat_sanity/all", "chat_sanity/ends_turn", "chat_sanity/no_loops"}
 
 
