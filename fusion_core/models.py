@@ -140,6 +140,26 @@ def check_tokenizer_fits(model: ResolvedModel, tokenizer: PreTrainedTokenizerBas
         )
 
 
+def check_own_code(model: ResolvedModel) -> None:
+    """Make sure that a trusted model's code lies in its own folder, which its digest covers and its copies carry.
+
+    Raises
+    ------
+    ModelError
+        If its configuration names code of another repository.
+    """
+    for name in ("config.json", "tokenizer_config.json") if model.trust_remote_code else ():
+        path = model.folder / name
+        own = json.loads(path.read_text(encoding="utf-8")).get("auto_map", {}) if path.is_file() else {}
+        for reference in own.values():
+            for part in reference if isinstance(reference, list) else [reference]:
+                if "--" in str(part):
+                    raise ModelError(
+                        f"Model {model.name!r}: {path} takes its code from another repository ({part}); put that "
+                        "repository's .py files beside it and remove what stands before '--'."
+                    )
+
+
 def load_tokenizer(model: ResolvedModel) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer, with the recipe's chat template in place of its own where one is given.
 
@@ -222,7 +242,7 @@ def load_model(
     except Exception as error:
         if spare_folder is not None:
             shutil.rmtree(spare_folder, ignore_errors=True)
-        raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {first_line(error)}") from error
+        raise ModelError(f"Model {model.name!r} in {model.folder} cannot be loaded: {_reason(error)}") from error
     loaded, report = loading
     if spare_folder is not None:
         weakref.finalize(loaded, shutil.rmtree, spare_folder, ignore_errors=True)
@@ -261,8 +281,17 @@ def read_model_config(model: ResolvedModel) -> Any:
         )
     except Exception as error:
         raise ModelError(
-            f"Model {model.name!r}: config.json in {model.folder} cannot be read: {first_line(error)}"
+            f"Model {model.name!r}: config.json in {model.folder} cannot be read: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if "trust_remote_code=True" in str(error):
+        return (
+            "it needs Python code that its repository carries; set `trust_remote_code: true` of this model in the "
+            "recipe if you trust its maker."
+        )
+    return first_line(error)
 
 
 def count_parameters(folder: Path) -> int:
