@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from fusion_core.errors import TrainingError
-from fusion_core.losses_mixture import Tail, check_shapes, cross_entropies_then_gradient, fused_shares
+from fusion_core.losses_chunks import (
+    ChunkBuffers,
+    ChunkSettings,
+    WeightGradient,
+    compiled_chunk,
+    products_to_gradient,
+)
+from fusion_core.losses_mixture import Tail, check_shapes, fused_shares
 
 IGNORED_LABEL = -100
 DEFAULT_CHUNK_SIZE = 256
@@ -60,6 +67,7 @@ def fusion_cross_entropy(
     soft_cap: float | None = None,
     normaliser: float | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    compiled: bool | None = None,
 ) -> FusionLoss:
     """Return lm_weight * CE(onehot) + (1 - lm_weight) * CE(P) over the positions that have a label.
 
@@ -103,6 +111,9 @@ def fusion_cross_entropy(
         micro-batches or ranks give the whole batch's count.
     chunk_size : int
         Positions whose logits are in memory at a time.
+    compiled : bool, optional
+        Whether what lies between a chunk's products and its gradient is compiled; default: on CUDA. Where compilation
+        is not available the same lines run one by one.
 
     Raises
     ------
@@ -142,6 +153,7 @@ def fusion_cross_entropy(
         normaliser,
         chunk_size,
         product_dtype,
+        device == "cuda" if compiled is None else compiled,
         needs_gradient and hidden.requires_grad,
         needs_gradient and weight.requires_grad,
         needs_gradient and bias is not None and bias.requires_grad,
@@ -166,6 +178,7 @@ def _fusion_pass(
     normaliser: float | None,
     chunk_size: int,
     product_dtype: torch.dtype,
+    compiled: bool,
     hidden_gradient: bool,
     weight_gradient: bool,
     bias_gradient: bool,
@@ -186,39 +199,34 @@ def _fusion_pass(
     grad_weight = zeros(weight, weight_gradient)
     grad_bias = zeros(weight[:, 0], bias_gradient)
     lm_sum, fusion_sum = (torch.zeros((), dtype=sum_dtype, device=hidden.device) for _ in range(2))
-    # Autocast would cast a second time inside; precision is chosen here.
-    with torch.autocast(hidden.device.type, enabled=False):
+    wants_gradient = hidden_gradient or weight_gradient or bias_gradient
+    settings = ChunkSettings(lm_weight, tail_kind, logit_scale, soft_cap)
+    weight_sums = WeightGradient(grad_weight)
+    # Autocast would cast a second time inside; precision is chosen here. What autograd knows is written below.
+    with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
         products_VH = weight.to(product_dtype)
-        buffers = _Buffers(min(chunk_size, len(rows)), weight.shape, product_dtype, sum_dtype, hidden.device)
+        buffers = None
+        if not compiled:
+            buffers = ChunkBuffers(min(chunk_size, len(rows)), weight.shape, product_dtype, sum_dtype, hidden.device)
         for start in range(0, len(rows), chunk_size):
             stop = min(start + chunk_size, len(rows))
-            hidden_CH = rows[start:stop]
-            logits_CV = buffers.logits(hidden_CH, products_VH)
-            if bias is not None:
-                logits_CV += bias
-            if logit_scale != 1.0:
-                logits_CV *= logit_scale
-            slope_CV = None
-            if soft_cap is not None:
-                logits_CV.div_(soft_cap).tanh_()
-                slope_CV = 1 - logits_CV**2
-                logits_CV *= soft_cap
-            lm_C, fusion_C = cross_entropies_then_gradient(
-                logits_CV, labels[start:stop], shares.rows(start, stop), lm_weight, tail_kind
-            )
+            hidden_CH, chunk_labels, chunk_shares = rows[start:stop], labels[start:stop], shares.rows(start, stop)
+            if buffers is None:
+                chunk = compiled_chunk(settings, sum_dtype)
+                lm_C, fusion_C, grad_CV = chunk(hidden_CH @ products_VH.T, bias, chunk_labels, chunk_shares)
+                sums_CV = grad_CV
+            else:
+                sums_CV = buffers.products(hidden_CH, products_VH)
+                lm_C, fusion_C = products_to_gradient(sums_CV, bias, chunk_labels, chunk_shares, settings)
+                grad_CV = buffers.rounded(sums_CV) if wants_gradient else sums_CV
             lm_sum += lm_C.sum()
             fusion_sum += fusion_C.sum()
-            if not (hidden_gradient or weight_gradient or bias_gradient):
-                continue
-            if slope_CV is not None:
-                logits_CV *= slope_CV
             if bias_gradient:
-                grad_bias.add_(logits_CV.sum(0), alpha=scale)
-            grad_CV = buffers.rounded(logits_CV)
+                grad_bias.add_(sums_CV.sum(0, dtype=sum_dtype), alpha=scale)
             if hidden_gradient:
                 grad_hidden[labelled[start:stop]] = (grad_CV @ products_VH).mul_(scale).to(hidden.dtype)
             if weight_gradient:
-                buffers.add_product(grad_weight, grad_CV, hidden_CH, scale)
+                weight_sums.add(grad_CV, hidden_CH, scale)
     if subtract_entropy:
         fusion_sum -= shares.entropy()
     lm_loss, fusion_loss = lm_sum / divisor, fusion_sum / divisor
@@ -259,31 +267,3 @@ def _scale_gradients(ctx, grad_loss, *_):
 
 
 _fusion_pass.register_autograd(_scale_gradients, setup_context=_keep_gradients)
-
-
-class _Buffers:
-    """Memory of one chunk, allocated once: fresh pages for every chunk cost more than the softmax."""
-
-    def __init__(self, rows: int, shape: torch.Size, product_dtype: torch.dtype, sum_dtype: torch.dtype, device):
-        self._mixed = product_dtype != sum_dtype
-        self._sums_CV = torch.empty(rows, shape[0], dtype=sum_dtype, device=device)
-        if self._mixed:
-            self._products_CV = torch.empty(rows, shape[0], dtype=product_dtype, device=device)
-            self._products_VH: Tensor | None = None
-
-    def logits(self, hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
-        sums_CV = self._sums_CV[: len(hidden_CH)]
-        if not self._mixed:
-            return torch.mm(hidden_CH, weight_VH.T, out=sums_CV)
-        return sums_CV.copy_(torch.mm(hidden_CH, weight_VH.T, out=self._products_CV[: len(hidden_CH)]))
-
-    def rounded(self, sums_CV: Tensor) -> Tensor:
-        return self._products_CV[: len(sums_CV)].copy_(sums_CV) if self._mixed else sums_CV
-
-    def add_product(self, sums_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor, scale: float) -> None:
-        if not self._mixed:
-            sums_VH.addmm_(grad_CV.T, hidden_CH, alpha=scale)
-            return
-        if self._products_VH is None:
-            self._products_VH = torch.empty(sums_VH.shape, dtype=grad_CV.dtype, device=grad_CV.device)
-        sums_VH.add_(torch.mm(grad_CV.T, hidden_CH, out=self._products_VH), alpha=scale)

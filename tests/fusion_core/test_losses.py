@@ -100,9 +100,9 @@ SETTINGS = [
 ]
 
 
-def compare(inputs: dict[str, Tensor], settings: dict, chunk_size: int, tolerance: float) -> None:
+def compare(inputs: dict[str, Tensor], settings: dict, chunk_size: int, tolerance: float, **options) -> None:
     settings = {"lm_weight": 0.7, **settings}
-    loss = fusion_cross_entropy(**inputs, **settings, chunk_size=chunk_size)
+    loss = fusion_cross_entropy(**inputs, **settings, chunk_size=chunk_size, **options)
     expected = dense(**inputs, **settings)
     leaves = [inputs[name] for name in ("hidden", "weight", "bias") if inputs.get(name) is not None]
     found = [loss.loss, loss.lm_loss, loss.fusion_loss, *torch.autograd.grad(loss.loss, leaves)]
