@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -381,3 +382,19 @@ def test_windows_cover_every_step(pivot, shards, tmp_path):
     assert report.tokens == 2 * sum(len(ids) for ids in random_dialogues(20))
     assert all(0 <= window.data_wait_share < 1 and window.tokens_per_second > 0 for window in windows)
     json.dumps([report.as_metadata(), windows[0].as_metrics()])
+
+
+def test_waiting_for_data_shows_in_the_windows(pivot, shards, tmp_path, monkeypatch):
+    class Clock:
+        """Three seconds until a batch is there, one until its step is done."""
+
+        def __init__(self) -> None:
+            self._laps = itertools.cycle([3.0, 1.0])
+
+        def lap(self) -> float:
+            return next(self._laps)
+
+    monkeypatch.setattr("fusion_core.training_loop.Stopwatch", Clock)
+    report = train(pivot, shards, tmp_path, settings())
+    assert {window.data_wait_share for window in report.windows} == {0.75}
+    assert report.seconds == 4.0 * report.steps
