@@ -16,7 +16,7 @@ from tasks.champion_sources import MadeOf, made_of
 from tasks.landed_files import fetch_source
 from tasks.landing import LandedSource, list_landed
 from tasks.quarantine import SourceRecord, read_records
-from tasks.refusion_result import FUSED, WAITING, TakenIn
+from tasks.refusion_result import FUSED, QUARANTINED, WAITING, TakenIn
 from tasks.workplace import open_workplace
 
 LANDED = "landed"
@@ -75,7 +75,7 @@ def survey_sources(config: FusionConfig) -> Survey:
     workplace = open_workplace()
     records = read_records(workplace.store, config)
     fused = made_of(workplace, config)
-    sources = tuple(_look_at(source, records, fused) for source in list_landed(workplace, config))
+    sources = tuple(look_at(source, records, fused) for source in list_landed(workplace, config))
     started = fused.champion is not None or fused.candidate is not None
     return Survey(
         recipe=config.name, champion=fused.champion, started=started, fused_digests=fused.digests, sources=sources
@@ -87,13 +87,14 @@ survey = task(
 )(survey_sources)
 
 
-def _look_at(source: LandedSource, records: dict[str, SourceRecord], fused: MadeOf) -> SurveyedSource:
+def look_at(source: LandedSource, records: dict[str, SourceRecord], fused: MadeOf) -> SurveyedSource:
+    """Say what became of a landed source, from what is remembered of it and what the champion was made of."""
     record = records.get(source.reference)
     digest = record.digest if record is not None else _digest(source)
-    # A person may have promoted what a gate had refused: the champion's word counts.
-    if fused.champion_holds(digest) or (record is None and fused.holds(digest)):
-        reason = record.reason if record is not None and record.state == FUSED else "the fused model was made of it"
-        return SurveyedSource(source=source, state=FUSED, reason=reason, digest=digest)
+    # A person may have promoted what a gate had refused: then the champion's word counts.
+    overruled = record is not None and record.state == QUARANTINED and fused.champion_holds(digest)
+    if overruled or (record is None and fused.holds(digest)):
+        return SurveyedSource(source=source, state=FUSED, reason="the fused model was made of it", digest=digest)
     if record is not None:
         return SurveyedSource(source=source, state=record.state, reason=record.reason, digest=digest)
     return SurveyedSource(source=source, state=LANDED, digest=digest)

@@ -178,7 +178,9 @@ def running_servers(folder: Path) -> Iterator[Servers]:
     mlflow += ["--artifacts-destination", str(folder / "artifacts")]
     receiver = [sys.executable, "-c", "from flows.command_line import main; main()", "receiver"]
     with ExitStack() as stack:
-        stack.enter_context(process(prefect, environment, folder / "prefect.log"))
+        # Its pages ask the server where the browser finds it.
+        pages = {"PREFECT_SERVER_UI_API_URL": prefect_url, "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+        stack.enter_context(process(prefect, environment | pages, folder / "prefect.log"))
         stack.enter_context(process(mlflow, mlflow_environment, folder / "mlflow.log"))
         _wait_for_answer(f"{prefect_url}/health", folder / "prefect.log")
         _wait_for_answer(f"{mlflow_url}/health", folder / "mlflow.log")
