@@ -122,5 +122,7 @@ def _key(fusion: str, what: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", f"{fusion}-{what}".lower()).strip("-")
 
 
-show_plan = task(name="plan", cache_policy=NO_CACHE, persist_result=False)(show_fusion_plan)
-show_result = task(name="tables", cache_policy=NO_CACHE, persist_result=False)(show_fusion_result)
+show_plan = task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)(show_fusion_plan)
+show_result = task(name="tables", task_run_name="tables", cache_policy=NO_CACHE, persist_result=False)(
+    show_fusion_result
+)
