@@ -14,6 +14,7 @@ from flows.command_line.registry_commands import lineage, promote, reproduce, ro
 from flows.command_line.source_commands import add_source, receiver, refusion, sources
 from flows.command_line.stack_commands import down, status, up
 from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
+from flows.command_line.sweep_commands import ablate
 from fusion_core.errors import FusionError, TrainingInterruptedError
 from tasks.environment import configure_libraries, home_folder
 
@@ -46,6 +47,7 @@ for command in (
     lineage,
     reproduce,
     report,
+    ablate,
     doctor,
     up,
     down,
