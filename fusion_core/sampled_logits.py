@@ -58,7 +58,8 @@ def sampled_distributions(
     parts = []
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
-        chunk = chunk_logits(hidden[rows], weight, bias, transform, storable)
+        # Every logit decides what is drawn, so none may be rounded to half precision.
+        chunk = chunk_logits(hidden[rows], weight, bias, transform, storable, torch.float32)
         logits = transform(chunk.tiles.transpose(0, 1).flatten(1)[:, :storable].float())
         ids, log_weights = sample_rows(logits, chunk.log_normaliser, k, uniforms[rows])
         label_logits = transform(exact_logits(hidden[rows], weight, bias, labels[rows].to(torch.int64).unsqueeze(1)))
@@ -92,7 +93,8 @@ def sample_rows(logits: Tensor, log_normaliser: Tensor, k: int, uniforms: Tensor
     entries = min(k, vocabulary)
     top = probabilities.topk(entries, dim=1)
     # certain[n]: the least m for which the next probability is below the threshold that the remaining mass gives.
-    mass_after = probabilities.sum(1, keepdim=True) - torch.nn.functional.pad(top.values.cumsum(1)[:, :-1], (1, 0))
+    # Summed from the smallest: a difference of large sums would be rounding alone where nearly all mass is certain.
+    mass_after = top.values.flip(1).cumsum(1).flip(1) + probabilities.scatter(1, top.indices, 0.0).sum(1, keepdim=True)
     slots = entries - torch.arange(entries, device=logits.device)
     below = top.values * slots <= mass_after
     certain = torch.where(below.any(1), below.to(torch.int8).argmax(1), entries)

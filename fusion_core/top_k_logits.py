@@ -166,13 +166,23 @@ def default_chunk_size(vocabulary: int, device: torch.device) -> int:
 
 
 def chunk_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform, storable: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transform: LogitTransform,
+    storable: int,
+    product_dtype: torch.dtype | None = None,
 ) -> LogitChunk:
-    """Compute the logits of a chunk and read block maxima and normaliser off each tile."""
+    """Compute the logits of a chunk and read block maxima and normaliser off each tile.
+
+    Products come out in ``product_dtype``; by default as fast as the device can, see `top_k_distributions`.
+    """
     positions, vocabulary = len(hidden), len(weight)
     width = _tile_columns(vocabulary, hidden.device)
     starts = range(0, vocabulary, width)
-    tiles = torch.empty(len(starts), positions, width, dtype=_product_dtype(hidden), device=hidden.device)
+    tiles = torch.empty(
+        len(starts), positions, width, dtype=product_dtype or _product_dtype(hidden), device=hidden.device
+    )
     maxima, normalisers = [], []
     for tile, start in zip(tiles, starts, strict=True):
         stop = min(start + width, vocabulary)
@@ -200,6 +210,8 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 def _product(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.T, out=out)
+    elif hidden.device.type != "cuda":
+        torch.mm(hidden.to(out.dtype), weight.to(out.dtype).T, out=out)
     else:
         out.copy_(torch.mm(hidden, weight.T, out_dtype=out.dtype))
 

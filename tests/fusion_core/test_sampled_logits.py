@@ -34,6 +34,30 @@ def test_rows_hold_distinct_tokens_and_all_of_the_mass():
     assert (log_weights[:, 1:] <= log_weights[:, :-1]).all()
 
 
+def test_rows_hold_distinct_tokens_where_nearly_all_mass_is_certain():
+    # Tails far below the rounding of a sum near 1.
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(200, 60, generator=generator) * 20
+    uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
+    ids, _ = sample_rows(logits, logits.logsumexp(1), 12, uniforms)
+    assert all(len({token for token in row if token >= 0}) == sum(token >= 0 for token in row) for row in ids.tolist())
+
+
+def test_half_precision_inputs_are_not_rounded_again():
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(40, 24, generator=generator).bfloat16()
+    weight = (torch.randn(300, 24, generator=generator) * 3).bfloat16()
+    labels, uniforms = torch.arange(40), torch.full((40,), 0.5, dtype=torch.float64)
+    ids, log_weights, label_log_probs = sampled_distributions(hidden, weight, labels, 7, uniforms)
+    expected = (hidden.double() @ weight.double().T).log_softmax(1)
+    torch.testing.assert_close(label_log_probs.double(), expected.diagonal(), atol=1e-4, rtol=0)
+    # The most probable token is kept with its own probability wherever that is above a share of an entry.
+    certain = expected.max(1).values.exp() > 1 / 7
+    first = expected.gather(1, ids[:, :1].long())[:, 0]
+    assert certain.sum() > 30
+    torch.testing.assert_close(log_weights[certain, 0].double(), first[certain], atol=1e-4, rtol=0)
+
+
 def test_certain_tokens_keep_their_own_probability():
     # By hand: of 0.7, 0.1, 0.1, 0.1 and three entries, the first is certain; two of the others get 0.15 each.
     logits = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).log()
