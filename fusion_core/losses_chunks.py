@@ -19,6 +19,9 @@ from torch import Tensor
 
 from fusion_core.losses_mixture import Shares, Tail, cross_entropies_then_gradient
 
+# The second is no dynamo exception: settings share one limit on how often the function is compiled anew.
+COMPILATION_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
+
 
 class ChunkSettings(NamedTuple):
     """What stays the same from chunk to chunk.
@@ -102,7 +105,7 @@ def compiled_chunk(settings: ChunkSettings, sum_dtype: torch.dtype) -> ChunkFunc
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             try:
                 return compiled(products_CV, bias, labels, shares)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except COMPILATION_ERRORS as error:
                 usable = False
                 reason = str(error).strip().splitlines()[0]
                 warnings.warn(f"The fusion loss runs without compilation, which failed: {reason}", stacklevel=2)

@@ -77,13 +77,14 @@ def test_right_inside_a_compiled_model(inner):
         torch.testing.assert_close(one, other)
 
 
-def test_where_nothing_can_be_compiled_the_plain_lines_run(monkeypatch):
+@pytest.mark.parametrize("error", [torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit])
+def test_where_nothing_can_be_compiled_the_plain_lines_run(monkeypatch, error):
     calls = []
 
     def broken(function, **options):
         def call(*arguments):
             calls.append(1)
-            raise torch._dynamo.exc.TorchDynamoException("no working C++ compiler\nfound anywhere")
+            raise error("no working C++ compiler\nfound anywhere")
 
         return call
 
