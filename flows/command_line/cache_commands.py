@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+# What an artifact says of the run that asks for it, not of what lies in the store.
+PER_RUN = {"reused", "seconds"}
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
 cache = typer.Typer(help="Look after what the store holds.", no_args_is_help=True)
 
 
 @cache.command("ls")
-def list_contents() -> None:
+def list_contents(json_output: JsonOutput = False) -> None:
     """List every publication: stage, what it is for, size, and whether it is whole."""
     from tasks.store_contents import read_contents
 
     contents = read_contents(_store())
+    if json_output:
+        whole = [
+            {"stage": one.stage, "published": one.published, **one.artifact.model_dump(mode="json", exclude=PER_RUN)}
+            for one in contents.artifacts
+        ]
+        unfinished = [{"address": part.address, "bytes": part.bytes} for part in contents.unfinished]
+        broken = [vars(one) for one in contents.broken_manifests]
+        print(json.dumps({"whole": whole, "unfinished": unfinished, "broken": broken}, indent=1))
+        return
     table = _table("stage", "for", "state", "bytes", "published", "address")
     for stored in contents.artifacts:
         when = datetime.fromtimestamp(stored.published).isoformat(" ", "minutes")
@@ -30,11 +44,15 @@ def list_contents() -> None:
 
 
 @cache.command("du")
-def show_usage() -> None:
+def show_usage(json_output: JsonOutput = False) -> None:
     """Say how many bytes each stage takes."""
     from tasks.store_contents import disk_usage
 
     usage = disk_usage(_store())
+    if json_output:
+        stages = {stage: {"bytes": size, "objects": objects} for stage, (size, objects) in usage.by_stage.items()}
+        print(json.dumps({"bytes": usage.bytes, "objects": usage.objects, "stages": stages}, indent=1))
+        return
     table = _table("stage", "bytes", "objects")
     for stage, (size, objects) in sorted(usage.by_stage.items()):
         table.add_row(stage, f"{size:,}", f"{objects:,}")

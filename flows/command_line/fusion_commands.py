@@ -28,7 +28,10 @@ def plan(
         Console().print(plan_table(made))
 
 
-def run(config: Recipe) -> None:
+def run(
+    config: Recipe,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+) -> None:
     """Fuse: extract, align and fuse, train the targets, merge, evaluate, register; what is cached is not done again."""
     from fusion_core.recipes import load_recipe
     from tasks.resolve import resolve_fusion
@@ -40,7 +43,11 @@ def run(config: Recipe) -> None:
     from flows.command_line.output import print_result
     from flows.fusechat import fusechat
 
-    print_result(fusechat(recipe))
+    result = fusechat(recipe)
+    if json_output:
+        print(result.model_dump_json(indent=1))
+    else:
+        print_result(result)
 
 
 def report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,18 +27,28 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Promote whatever the gates say; needs --reason.")] = False,
     reason: Annotated[str, typer.Option(help="Why it is forced; kept with the version.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Approve where the recipe wants a person's word.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print what the gates say as JSON.")
+    ] = False,
 ) -> None:
     """Hold a version against its recipe's gates and make it champion if it passes; exits 2 when it does not."""
     if force and not reason:
         raise ConfigError("A forced promotion needs --reason, which is kept with the version.")
     if reason and not force:
         raise ConfigError("--reason belongs to --force; remove it, or add --force.")
+    if json_output and not dry_run:
+        raise ConfigError("--json belongs to --dry-run; add that, or remove --json.")
     make_ready()
     from flows.command_line.registry_tables import print_decision
     from flows.promote import promote as promote_flow
     from tasks.promotion import PromotionError, judge_version
 
     candidacy = judge_version(model, version)
+    if json_output:
+        decision = candidacy.decision
+        said = {"passed": decision.passed, "reason": decision.reason}
+        print(json.dumps(candidacy.model_dump(mode="json", exclude={"config"}) | said, indent=1))
+        return
     print_decision(candidacy)
     asked = candidacy.config.approval == "manual" and candidacy.decision.passed and not (force or dry_run)
     approved_by = _ask(candidacy, yes) if asked and not candidacy.is_champion else ""

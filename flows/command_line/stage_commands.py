@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,11 @@ def merge(
         _say([StoredFusion.open(pivot).merge()])
 
 
-def evaluate(config: Recipe, model: ModelName = None) -> None:
+def evaluate(
+    config: Recipe,
+    model: ModelName = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
     """Score models, targets and the fused model on the held-out dialogues and the recipe's benchmarks."""
     from rich.console import Console
 
@@ -77,8 +82,13 @@ def evaluate(config: Recipe, model: ModelName = None) -> None:
     from tasks.stored_fusion import StoredFusion
 
     stored = StoredFusion.open(config)
-    Console().print(score_table(stored.evaluate(model)))
-    for table in stored.judge(model):
+    scores, judged = stored.evaluate(model), stored.judge(model)
+    if json_output:
+        both = {"scores": scores.model_dump(mode="json"), "judged": [table.model_dump(mode="json") for table in judged]}
+        print(json.dumps(both, indent=1))
+        return
+    Console().print(score_table(scores))
+    for table in judged:
         Console(markup=False, highlight=False).print(judged_table(table))
 
 
