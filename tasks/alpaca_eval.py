@@ -166,7 +166,11 @@ def outputs_address(fusion: ResolvedFusion, model: Model | str, benchmark: Alpac
     """Address of the outputs of one of the recipe's models, or of a checkpoint given by its address."""
     config = _settings(fusion)[0]
     spec = digest_of(
-        ALGORITHM_VERSIONS["answers"], config.max_new_tokens, config.temperature, config.seed, choose_engine()
+        ALGORITHM_VERSIONS["answers"],
+        config.max_new_tokens,
+        config.temperature,
+        config.seed,
+        choose_engine(model if isinstance(model, ResolvedModel) else None),
     )
     return f"answers/{identity_of(fusion, model)}/{benchmark.digest[:ADDRESS_DIGITS]}/{spec}"
 

@@ -216,7 +216,12 @@ def copy_fastchat_files(fusion: ResolvedFusion, made: Mapping[str, tuple[Artifac
 def answers_address(fusion: ResolvedFusion, model: Model | str, benchmark: MtBench) -> str:
     """Address of the answers of one of the recipe's models, or of a checkpoint given by its address."""
     config = _settings(fusion)[0]
-    spec = digest_of(ALGORITHM_VERSIONS["answers"], config.max_new_tokens, config.seed, choose_engine())
+    spec = digest_of(
+        ALGORITHM_VERSIONS["answers"],
+        config.max_new_tokens,
+        config.seed,
+        choose_engine(model if isinstance(model, ResolvedModel) else None),
+    )
     return f"answers/{identity_of(fusion, model)}/{benchmark.digest[:ADDRESS_DIGITS]}/{spec}"
 
 

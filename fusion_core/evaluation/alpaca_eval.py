@@ -29,6 +29,7 @@ PROMPT_FILE = "alpaca_eval_clf.txt"
 # Preferences of the baseline's concise and verbose selves, and how hard each instruction is; for length control.
 GAMED_FILE = "df_gamed.csv"
 TOP_LOGPROBS = 5
+REMINDER = "Reply with the identifier of the better model alone: m or M."
 MESSAGE = re.compile(r"<\|im_start\|>(system|user)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 
@@ -169,7 +170,7 @@ def judge_outputs(
         model_first = _model_first(instruction.text, seed)
         texts = (row["output"], instruction.baseline_output)
         first, second = texts if model_first else texts[::-1]
-        judged = judge.ask(benchmark.messages(instruction.text, first, second), probability_of_first)
+        judged = judge.ask(benchmark.messages(instruction.text, first, second), probability_of_first, REMINDER)
         share = judged.value
         preference = None if share is None else 1.0 + (share if model_first else 1.0 - share)
         return {

@@ -13,8 +13,10 @@ from typing import Literal, Protocol
 
 import torch
 
+from fusion_core.config import ExtractionConfig
 from fusion_core.devices import default_device
-from fusion_core.models import ResolvedModel, load_model, load_tokenizer
+from fusion_core.models import ResolvedModel, load_tokenizer
+from fusion_core.placement import load_for_reading, place
 from fusion_core.progress import Advance, ignore_progress
 
 # {"role": "system" | "user" | "assistant", "content": str}; a conversation ends with a user's turn.
@@ -86,13 +88,18 @@ class Generator(Protocol):
         """Return one response for each conversation, in their order."""
 
 
-def choose_engine() -> Engine:
-    """Return what generates on this machine: vLLM where it is installed and has a GPU, else transformers."""
+def choose_engine(model: ResolvedModel | None = None) -> Engine:
+    """Return what generates on this machine: vLLM where it is installed and has a GPU, else transformers.
+
+    A model that is to be read quantised is read by transformers.
+    """
+    if model is not None and model.quantization != "none":
+        return "transformers"
     return "vllm" if torch.cuda.is_available() and find_spec("vllm") is not None else "transformers"
 
 
 def open_generator(model: ResolvedModel, *, batch_tokens: int, engine: Engine | None = None) -> Generator:
-    """Load a checkpoint for answering.
+    """Load a checkpoint for answering, spread over all devices where it is too large for one.
 
     Parameters
     ----------
@@ -100,7 +107,7 @@ def open_generator(model: ResolvedModel, *, batch_tokens: int, engine: Engine | 
     batch_tokens : int
         Tokens of one batch, prompts and room for the responses included; vLLM plans its own batches.
     engine : str, optional
-        Default: ``choose_engine()``.
+        Default: ``choose_engine(model)``.
 
     Raises
     ------
@@ -108,11 +115,12 @@ def open_generator(model: ResolvedModel, *, batch_tokens: int, engine: Engine | 
         If the checkpoint or its tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(model)
-    if (engine or choose_engine()) == "vllm":
+    if (engine or choose_engine(model)) == "vllm":
         from fusion_core.evaluation.generation_vllm import VllmGenerator
 
         return VllmGenerator(model, tokenizer)
     from fusion_core.evaluation.generation_transformers import TransformersGenerator
 
     device = default_device()
-    return TransformersGenerator(load_model(model, device), tokenizer, model.name, batch_tokens=batch_tokens)
+    loaded = load_for_reading(model, device, place(model, ExtractionConfig(), device, 1))
+    return TransformersGenerator(loaded, tokenizer, model.name, batch_tokens=batch_tokens)

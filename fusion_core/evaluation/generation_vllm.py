@@ -54,11 +54,13 @@ class VllmGenerator:
                 trust_remote_code=model.trust_remote_code,
                 tensor_parallel_size=torch.cuda.device_count(),
                 gpu_memory_utilization=GPU_MEMORY_SHARE,
+                # The checkpoint's own settings of sampling stay out.
+                generation_config="vllm",
             )
         except Exception as error:
             raise ModelError(
                 f"Model {model.name!r}: vLLM cannot load {model.folder} ({first_line(error)}); "
-                "set `engine: transformers` for the benchmark."
+                "free the GPU's memory, or run where vLLM is not installed: transformers answers then."
             ) from error
         self._context = int(self._engine.llm_engine.model_config.max_model_len)
 

@@ -219,24 +219,31 @@ class ChatClient:
 
 def _read(answer: Any) -> Reply:
     # An endpoint may send anything: whatever has no text in it counts as half a reply.
-    choices: Any = getattr(answer, "choices", None) or [None]
-    text = getattr(getattr(choices[0], "message", None), "content", None)
+    choices: Any = getattr(answer, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    text = getattr(getattr(choice, "message", None), "content", None)
     if not isinstance(text, str):
         raise _TransientError("half a reply: there is no text in it")
     usage = getattr(answer, "usage", None)
     return Reply(
         text=text,
-        finished=getattr(choices[0], "finish_reason", None) != "length",
-        prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
-        completion_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
-        first_token=_first_token(choices[0]),
+        finished=getattr(choice, "finish_reason", None) != "length",
+        prompt_tokens=_count(getattr(usage, "prompt_tokens", 0)),
+        completion_tokens=_count(getattr(usage, "completion_tokens", 0)),
+        first_token=_first_token(choice),
     )
 
 
 def _first_token(choice: Any) -> dict[str, float]:
     content = getattr(getattr(choice, "logprobs", None), "content", None)
-    likeliest = getattr(content[0], "top_logprobs", None) if content else None
-    return {str(one.token): float(one.logprob) for one in likeliest or ()}
+    likeliest = getattr(content[0], "top_logprobs", None) if isinstance(content, list) and content else None
+    pairs = [(getattr(one, "token", None), getattr(one, "logprob", None)) for one in likeliest or ()]
+    # No probability is above one; what says so, or says nothing, is left out.
+    return {str(token): float(value) for token, value in pairs if isinstance(value, int | float) and value <= 0.01}
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:

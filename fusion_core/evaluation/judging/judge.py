@@ -23,6 +23,8 @@ Outcome = TypeVar("Outcome")
 LOWEST_TEMPERATURE_OF_REPEATS = 0.5
 # What stands for the reply where the endpoint refused the request; FastChat writes the same.
 REFUSED = "$ERROR$"
+# Chat templates stumble over an empty turn.
+NOTHING = "(no answer)"
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,30 @@ class JudgeModel:
         )
 
     def ask(
-        self, messages: Sequence[Mapping[str, str]], read: Callable[[Reply], Value | None], sample: int = 0
+        self,
+        messages: Sequence[Mapping[str, str]],
+        read: Callable[[Reply], Value | None],
+        reminder: str,
+        sample: int = 0,
     ) -> Judged[Value]:
-        """Ask for one judgment, again while a reply cannot be read; ``sample`` tells repeated judgments apart."""
+        """Ask for one judgment, again while a reply cannot be read.
+
+        Parameters
+        ----------
+        messages : sequence of messages
+        read : callable
+            Gets a reply; returns the judgment in it, or None.
+        reminder : str
+            What the judge is told after a reply without one: asked the same again, many endpoints say the same again,
+            and a judgment that follows the judge's own explanation is the one it was asked for.
+        sample : int
+            Tells repeated judgments of one answer apart.
+        """
         text, at = "", 0.0
+        asked = list(messages)
         for attempt in range(self.settings.attempts):
             try:
-                reply, at = self._reply(messages, sample, attempt)
+                reply, at = self._reply(asked, sample, attempt)
             except Refusal:
                 with self._lock:
                     self._refused += 1
@@ -116,6 +135,11 @@ class JudgeModel:
             value = read(reply)
             if value is not None:
                 return Judged(value, text, attempt + 1, at)
+            asked = [
+                *messages,
+                {"role": "assistant", "content": text or NOTHING},
+                {"role": "user", "content": reminder},
+            ]
         return Judged(None, text, self.settings.attempts, at)
 
     def ask_all(

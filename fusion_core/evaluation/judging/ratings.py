@@ -9,6 +9,15 @@ LOWEST_RATING, HIGHEST_RATING = 1, 10
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 RATING_IN_SINGLE_BRACKETS = re.compile(r"\[(\d+\.?\d*)\]")
 
+RATING_REMINDER = (
+    "Your reply has no rating from 1 to 10 in the format that was asked for. Reply with the rating alone, by strictly "
+    'following this format: "[[rating]]", for example: "Rating: [[5]]".'
+)
+VERDICT_REMINDER = (
+    "Your reply has no verdict in the format that was asked for. Reply with the verdict alone: "
+    '"[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.'
+)
+
 Verdict = Literal["A", "B", "tie"]
 
 

@@ -62,7 +62,8 @@ class ReplyLog:
             "tstamp": at,
             **({"first_token": reply.first_token} if reply.first_token else {}),
         }
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        # A reply may hold lone surrogates, which no UTF-8 carries.
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         with self._lock, self._path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(line)
@@ -81,7 +82,7 @@ class ReplyLog:
                 row.get("first_token", {}),
             )
             self._replies[str(row["key"])] = (reply, float(row["tstamp"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(
                 f"Line {number} of {self._path} is no reply of a judge ({error}); take that line out, or move the "
                 "file away and pay for its judgments again."

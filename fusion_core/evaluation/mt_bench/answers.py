@@ -77,20 +77,17 @@ def read_answers(path: Path, benchmark: MtBench) -> list[Answer]:
     Raises
     ------
     EvaluationError
-        If a question, or a turn of one, has no answer.
+        If a question, or a turn of one, has no answer, or one has two; or if a row is not in this format.
     """
     found: dict[int, Answer] = {}
     for row in read_jsonl(path, ("question_id", "choices")):
-        try:
-            turns = tuple(map(str, row["choices"][0]["turns"]))
-        except (IndexError, KeyError, TypeError) as error:
-            raise EvaluationError(
-                f"{path}: the answer to question {row['question_id']} has no choices[0].turns; FastChat writes them."
-            ) from error
+        question_id, turns = whole_number(row, "question_id", path), first_turns(row, path)
+        if question_id in found:
+            raise EvaluationError(f"{path} answers question {question_id} twice; remove one of the two.")
         # FastChat does not say whether an answer was cut off.
         said = row.get("finished")
         finished = tuple(map(bool, said)) if isinstance(said, list) else (True,) * len(turns)
-        found[int(row["question_id"])] = Answer(int(row["question_id"]), turns, finished)
+        found[question_id] = Answer(question_id, turns, finished)
     for question in benchmark.questions:
         given = len(found[question.id].turns) if question.id in found else 0
         if given < len(question.turns):

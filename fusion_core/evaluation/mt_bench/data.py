@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_core.errors import EvaluationError
-from fusion_core.evaluation.jsonl import read_jsonl
+from fusion_core.evaluation.jsonl import first_turns, read_jsonl, texts, whole_number
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 # Judged against a reference answer, with prompts of their own.
@@ -54,7 +54,13 @@ class JudgePrompt:
 
     def messages(self, **fields: str) -> list[dict[str, str]]:
         """Fill in the template, and put the system prompt in front."""
-        user = self.template.format(**fields)
+        try:
+            user = self.template.format(**fields)
+        except (LookupError, ValueError) as error:
+            raise EvaluationError(
+                f"MT-Bench: the judge prompt {self.name!r} cannot be filled in ({type(error).__name__}: {error}); take "
+                "FastChat's judge_prompts.jsonl."
+            ) from error
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
@@ -111,12 +117,16 @@ def load_mt_bench(folder: Path) -> MtBench:
         if not path.is_file():
             raise EvaluationError(f"MT-Bench: {path} does not exist; {remedy}.")
     questions = [
-        Question(int(row["question_id"]), str(row["category"]), tuple(map(str, row["turns"])))
+        Question(
+            whole_number(row, "question_id", question_file),
+            str(row["category"]),
+            texts(row["turns"], f"'turns' of question {row['question_id']}", question_file),
+        )
         for row in read_jsonl(question_file, ("question_id", "category", "turns"))
     ]
     _check_questions(questions, question_file)
     references = {
-        int(row["question_id"]): tuple(map(str, row["choices"][0]["turns"]))
+        whole_number(row, "question_id", reference_file): first_turns(row, reference_file)
         for row in read_jsonl(reference_file, ("question_id", "choices"))
     }
     for question in questions:

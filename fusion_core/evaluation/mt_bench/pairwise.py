@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fusion_core.evaluation.judging.judge import JudgeModel
-from fusion_core.evaluation.judging.ratings import read_verdict
+from fusion_core.evaluation.judging.ratings import VERDICT_REMINDER, read_verdict
 from fusion_core.evaluation.mt_bench.answers import Answer
 from fusion_core.evaluation.mt_bench.data import JudgePrompt, MtBench, Question, prompt_of, reference_fields
 from fusion_core.progress import Advance, ignore_progress
@@ -47,7 +47,9 @@ def judge_pairs(
     ]
 
     def compare(job: _Job) -> dict[str, Any]:
-        first, second = (judge.ask(game, lambda reply: read_verdict(reply.text), job.sample) for game in job.games)
+        first, second = (
+            judge.ask(game, lambda reply: read_verdict(reply.text), VERDICT_REMINDER, job.sample) for game in job.games
+        )
         return {
             "question_id": job.question.id,
             "model_1": model,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusion_core.evaluation.judging.judge import JudgeModel
-from fusion_core.evaluation.judging.ratings import read_rating
+from fusion_core.evaluation.judging.ratings import RATING_REMINDER, read_rating
 from fusion_core.evaluation.mt_bench.answers import Answer
 from fusion_core.evaluation.mt_bench.data import JudgePrompt, MtBench, Question, prompt_of, reference_fields
 from fusion_core.progress import Advance, ignore_progress
@@ -67,7 +67,7 @@ def judge_answers(
         there = taken.get((job.prompt.name, job.messages[-1]["content"]), [])
         if job.sample < len(there):
             return {**there[job.sample], "model": model, "sample": job.sample}
-        judged = judge.ask(job.messages, lambda reply: read_rating(reply.text), job.sample)
+        judged = judge.ask(job.messages, lambda reply: read_rating(reply.text), RATING_REMINDER, job.sample)
         return {
             "question_id": job.question.id,
             "model": model,

@@ -109,7 +109,7 @@ def test_an_endpoint_without_probabilities_counts_by_the_letter_it_writes(folder
 def test_a_judge_that_names_neither_is_asked_again_and_then_missing(folder: Path) -> None:
     benchmark = load_alpaca_eval(folder, 8)
     outputs = answer_instructions(Terse(), benchmark, Sampling())
-    with chat_server(lambda body, number: "?" if "do 3" in body["messages"][-1]["content"] else "m") as server:
+    with chat_server(lambda body, number: "?" if "do 3" in body["messages"][1]["content"] else "m") as server:
         rows = judge_outputs(benchmark, "terse", outputs, judge_at(server.url, folder, attempts=2))
     assert rows[3]["preference"] is None and len(server.requests) == 9
     found = score_annotations(benchmark, {"terse": rows}, JUDGE).row("terse").means["alpaca_eval/win_rate"]

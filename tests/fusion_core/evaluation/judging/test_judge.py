@@ -65,10 +65,12 @@ def test_verdicts(reply: str, verdict: str | None) -> None:
 def test_a_reply_without_a_rating_is_asked_for_again(useless: str, tmp_path: Path) -> None:
     with chat_server(lambda body, number: useless if number < 2 else "better [[4]]") as server:
         judge = judge_of(server.url, tmp_path / "log.jsonl")
-        judged = judge.ask(question("good?"), rate)
+        judged = judge.ask(question("good?"), rate, "rate it")
     assert (judged.value, judged.text, judged.attempts) == (4, "better [[4]]", 3)
-    # Word for word the same would come back at temperature 0.
+    # Word for word the same would come back to the same question at temperature 0.
     assert [one["temperature"] for one in server.requests] == [0.0, 0.5, 0.5]
+    assert [len(one["messages"]) for one in server.requests] == [1, 3, 3]
+    assert [one["content"] for one in server.requests[1]["messages"]] == ["good?", useless, "rate it"]
     assert judge.costs.calls == 3
 
 
@@ -76,7 +78,7 @@ def test_a_judgment_that_never_comes_is_none_and_is_not_paid_for_again(tmp_path:
     with chat_server(lambda body, number: "I cannot say") as server:
         for _ in range(2):
             judge = judge_of(server.url, tmp_path / "log.jsonl", attempts=2)
-            judged = judge.ask(question("good?"), rate)
+            judged = judge.ask(question("good?"), rate, "rate it")
             assert (judged.value, judged.text) == (None, "I cannot say")
     assert len(server.requests) == 2
     assert (judge.costs.calls, judge.costs.reused) == (0, 2)
@@ -85,7 +87,7 @@ def test_a_judgment_that_never_comes_is_none_and_is_not_paid_for_again(tmp_path:
 def test_repeated_judgments_are_separate_requests(tmp_path: Path) -> None:
     with chat_server(lambda body, number: f"[[{number + 1}]]") as server:
         judge = judge_of(server.url, tmp_path / "log.jsonl", temperature=0.8)
-        values = [judge.ask(question("good?"), rate, sample).value for sample in (0, 1, 2, 1)]
+        values = [judge.ask(question("good?"), rate, "rate it", sample).value for sample in (0, 1, 2, 1)]
     assert values == [1, 2, 3, 2]
     assert len({one["seed"] for one in server.requests}) == 3
 
@@ -94,7 +96,7 @@ def test_a_refused_request_is_missing_and_the_rest_goes_on(tmp_path: Path) -> No
     with chat_server(lambda body, number: 400 if "bad" in body["messages"][0]["content"] else "[[6]]") as server:
         judge = judge_of(server.url, tmp_path / "log.jsonl", concurrency=2)
         texts = ["fine", "bad", "fine too"]
-        judged = judge.ask_all(texts, lambda text: judge.ask(question(text), rate))
+        judged = judge.ask_all(texts, lambda text: judge.ask(question(text), rate, "rate it"))
     assert [one.value for one in judged] == [6, None, 6]
     assert judged[1].text == "$ERROR$"
 
@@ -102,7 +104,7 @@ def test_a_refused_request_is_missing_and_the_rest_goes_on(tmp_path: Path) -> No
 def test_an_endpoint_that_refuses_everything_is_an_error(tmp_path: Path) -> None:
     with chat_server(lambda body, number: 422) as server, pytest.raises(EvaluationError, match="refuses every request"):
         judge = judge_of(server.url, tmp_path / "log.jsonl")
-        judge.ask_all(["a", "b"], lambda text: judge.ask(question(text), rate))
+        judge.ask_all(["a", "b"], lambda text: judge.ask(question(text), rate, "rate it"))
 
 
 def test_after_a_failure_nothing_new_is_asked_and_what_came_is_kept(tmp_path: Path) -> None:
@@ -110,12 +112,12 @@ def test_after_a_failure_nothing_new_is_asked_and_what_came_is_kept(tmp_path: Pa
     with chat_server(lambda body, number: 401 if number >= 5 else "[[5]]") as server:
         judge = judge_of(server.url, tmp_path / "log.jsonl", concurrency=2)
         with pytest.raises(EndpointError):
-            judge.ask_all(texts, lambda text: judge.ask(question(text), rate))
+            judge.ask_all(texts, lambda text: judge.ask(question(text), rate, "rate it"))
         assert len(server.requests) < 12
         server.answer = lambda body, number: "[[5]]"
         asked = len(server.requests)
         again = judge_of(server.url, tmp_path / "log.jsonl", concurrency=2)
-        judged = again.ask_all(texts, lambda text: again.ask(question(text), rate))
+        judged = again.ask_all(texts, lambda text: again.ask(question(text), rate, "rate it"))
         assert {one.value for one in judged} == {5}
         assert again.costs.reused == 5
         assert len(server.requests) - asked == 35
@@ -124,7 +126,7 @@ def test_after_a_failure_nothing_new_is_asked_and_what_came_is_kept(tmp_path: Pa
 def test_requests_run_at_once_as_many_as_allowed(tmp_path: Path) -> None:
     with chat_server(lambda body, number: "[[5]]") as server:
         judge = judge_of(server.url, tmp_path / "log.jsonl", concurrency=3)
-        judge.ask_all([str(index) for index in range(30)], lambda text: judge.ask(question(text), rate))
+        judge.ask_all([str(index) for index in range(30)], lambda text: judge.ask(question(text), rate, "rate it"))
     assert 1 < server.most_at_once <= 3
     assert judge.costs.calls == 30 and judge.costs.completion_tokens == 30
 
@@ -134,11 +136,11 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_what_follows_is_whole(tmp_p
     with chat_server(lambda body, number: "[[5]]") as server:
         judge = judge_of(server.url, log)
         for text in ("a", "b"):
-            judge.ask(question(text), rate)
+            judge.ask(question(text), rate, "rate it")
         log.write_bytes(log.read_bytes()[:-20])
         judge = judge_of(server.url, log)
         for text in ("a", "b"):
-            judge.ask(question(text), rate)
+            judge.ask(question(text), rate, "rate it")
     assert len(server.requests) == 3
     assert len(ReplyLog(log)) == 2
 
@@ -157,7 +159,7 @@ def test_kill_9_while_judging_loses_no_reply_that_arrived(tmp_path: Path) -> Non
         from pathlib import Path
         from tests.fusion_core.evaluation.judging.test_judge import judge_of, question, rate
         judge = judge_of(sys.argv[1], Path(sys.argv[2]), concurrency=1)
-        judge.ask_all(range(50), lambda number: judge.ask(question(f"text {number}"), rate))
+        judge.ask_all(range(50), lambda number: judge.ask(question(f"text {number}"), rate, "rate it"))
         """
     )
     killed: list[int] = []
@@ -175,5 +177,5 @@ def test_kill_9_while_judging_loses_no_reply_that_arrived(tmp_path: Path) -> Non
         assert killed and len(ReplyLog(log)) == 7
         judge = judge_of(server.url, log)
         for number in range(10):
-            judge.ask(question(f"text {number}"), rate)
+            judge.ask(question(f"text {number}"), rate, "rate it")
         assert judge.costs.reused == 7 and judge.costs.calls == 3

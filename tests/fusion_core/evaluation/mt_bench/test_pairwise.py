@@ -38,7 +38,7 @@ def test_a_position_biased_judge_finds_ties_and_a_consistent_one_winners(
     theirs = [Answer(one.question_id, ("other", "another"), (True, True)) for one in answers]
 
     def answer(body, number):
-        prompt = body["messages"][-1]["content"]
+        prompt = body["messages"][1]["content"]
         mine_first = "A: other" not in prompt and "A1: other" not in prompt
         if "rain" in prompt:
             return "[[A]]"

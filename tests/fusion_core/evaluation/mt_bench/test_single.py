@@ -33,7 +33,7 @@ def test_our_judgments_are_read_by_fastchat(benchmark_data, sample, judge_at, tm
     replies = {"Q: What is 6 times 7?": "no idea", "Q: Name the colour": "Rating: [[11]]"}
 
     def answer(body, number):
-        prompt = body["messages"][-1]["content"]
+        prompt = body["messages"][1]["content"]
         return next((reply for start, reply in replies.items() if start in prompt), "Rating: [[6.5]]")
 
     with chat_server(answer) as server:
