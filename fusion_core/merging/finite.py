@@ -13,7 +13,7 @@ from fusion_core.merging.checkpoint import TORCH_NAMES, Checkpoint
 from fusion_core.merging.values import TensorValues
 
 # The exponent of infinity, which NaN has too.
-INFINITY_BITS = {
+INFINITY_BITS: dict[torch.dtype, np.unsignedinteger] = {
     torch.bfloat16: np.uint16(0x7F80),
     torch.float16: np.uint16(0x7C00),
     torch.float32: np.uint32(0x7F80 << 16),

@@ -8,13 +8,18 @@ Everything compiled lives in this one file, because numba's cache on disk does n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, extending, njit, types
 
 # Entries taken at a time: their float32 values, a row per model, stay in a core's own cache.
 CHUNK = 4096
+
+# Callers do not pass the typing context, which numba's own types do not know.
+intrinsic: Callable[..., Any] = extending.intrinsic
 
 # Sums may be reordered into vector lanes; NaN and infinity keep their meaning, because the engine looks for them.
 REORDER = {"reassoc", "nsz", "contract"}
