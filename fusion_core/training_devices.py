@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed
@@ -92,7 +93,8 @@ def _receive(unit: nn.Module, done: set[nn.Module], accelerator: Accelerator) ->
         if module in done:
             continue
         done.add(module)
-        for values in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for values in tables:
             for name, value in values.items():
                 if value is None or isinstance(value, DTensor):
                     continue
