@@ -11,7 +11,7 @@ from typing import Any
 
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.generation import Generator, Message, Sampling
-from fusion_core.evaluation.jsonl import read_jsonl, write_jsonl
+from fusion_core.evaluation.jsonl import first_turns, read_jsonl, whole_number, write_jsonl
 from fusion_core.evaluation.mt_bench.data import MtBench, Question
 from fusion_core.progress import Advance, ignore_progress
 
