@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from flows.command_line.recipe_argument import Recipe
 from flows.command_line.servers_ready import make_ready
+
+WIDTH_IN_FILES = 110
 
 
 def plan(
@@ -25,7 +28,8 @@ def plan(
     if json_output:
         print(made.model_dump_json(indent=1))
     else:
-        Console().print(plan_table(made))
+        # In a file or a pipe no column is cut off.
+        Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES).print(plan_table(made))
 
 
 def run(

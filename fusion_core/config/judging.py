@@ -82,7 +82,7 @@ class AlpacaEvalConfig(Section):
     """AlpacaEval 2.0: 805 instructions, each answer compared with the baseline's."""
 
     path: Path | None = Field(
-        None, description="Folder with its data; default: where `fuseline data alpaca-eval` puts it."
+        None, description="Folder with its data; default: benchmarks/alpaca_eval in the home folder."
     )
     instructions: PositiveInt | None = Field(None, description="Take this many from the start; default: all.")
     max_new_tokens: PositiveInt = Field(2048, description="Answers are cut off here.")

@@ -117,3 +117,15 @@ def test_the_tables_agree_with_arithmetic_by_hand() -> None:
     assert rows["train", "solar"].seconds == pytest.approx(rows["train", "solar"].flops / (989e12 * 0.4))
     # A shard of 2,048 dialogues is 84 MB: one request to ask and one to put, 1 + 10 to read.
     assert tables.shard_requests(tables.recipe("seven"), 100_000, 40) == (48, 98, 528)
+
+
+def test_the_output_of_plan_that_is_shown_agrees_with_the_tables() -> None:
+    from fusion_core.report.formats import format_bytes, format_count
+
+    page = tables.PAGE.read_text(encoding="utf-8")
+    shown = page.split("$ fuseline plan", 1)[1].split("```", 1)[0]
+    lines = [line.split("  ") for line in shown.splitlines()]
+    cells = {parts[0].strip(): {part.strip() for part in parts[1:]} for parts in lines}
+    for row in tables.plan_for(tables.recipe("seven"), 100_000).rows:
+        if row.stage in ("extract", "train"):
+            assert {format_count(row.flops), format_bytes(row.bytes)} <= cells[f"{row.stage} {row.subject}"]
