@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from deployments.scaling import tables
 from flows.command_line import application
@@ -99,6 +100,12 @@ def test_every_page_is_in_the_sites_navigation() -> None:
         re.findall(r": ([\w-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     )
     assert navigation == {page.name for page in DOCS.glob("*.md")}
+
+
+def test_every_deployment_is_explained() -> None:
+    deployments = YAML(typ="safe").load(REPOSITORY / "prefect.yaml")["deployments"]
+    listed = set(re.findall(r"^\| `[\w-]+/([\w-]+)` \|", (DOCS / "stack.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == {one["name"] for one in deployments}
 
 
 def test_tables_of_scaling_are_what_the_planner_gives() -> None:
