@@ -12,6 +12,7 @@ from fusion_core.errors import ModelError
 from fusion_core.models import TOKENIZER_FILES
 from tasks.landing import MARKER, LandedSource
 from tasks.local_files import disk_errors, link_or_copy
+from tasks.store import check_key
 from tasks.tracking import plain_errors
 from tasks.workplace import Workplace
 
@@ -26,6 +27,8 @@ def fetch_source(workplace: Workplace, config: FusionConfig, source: LandedSourc
     StoreError, TrackingError
         The place where its files are does not answer.
     """
+    if source.fault:
+        raise ModelError(source.fault)
     if source.model is not None:
         return source.model
     local = _in_place(workplace, source)
@@ -73,7 +76,8 @@ def _from_store(workplace: Workplace, source: LandedSource, target: Path) -> boo
     for info in workplace.store.list(f"{prefix}/"):
         name = info.key.removeprefix(f"{prefix}/")
         if name != MARKER:
-            path = target / name
+            # A server may list keys that would lead out of the folder.
+            path = target / check_key(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             workplace.store.download(info.key, path)
     return True

@@ -50,6 +50,7 @@ class LandedSource(BaseModel):
     landed: float = Field(description="When, in seconds since the epoch; 0 for the recipe's own.")
     model: ModelConfig | None = Field(None, description="Its settings, None where its files must be fetched first.")
     files: str = Field("", description="Where its files are: a key of the store, or what MLflow's version points at.")
+    fault: str = Field("", description="What is wrong with the object that landed; a model's settings cannot be read.")
 
     @property
     def id(self) -> str:
@@ -145,17 +146,20 @@ def _stored(workplace: Workplace, config: FusionConfig) -> Iterator[LandedSource
                 files=f"{folder}/{inside[0]}",
             )
         elif len(inside) == 1 and inside[0].endswith(".json"):
+            # What cannot be read is a source too, with a fault, so that it keeps no other from being taken in.
+            name, model, fault = _plain(inside[0].removesuffix(".json")), None, ""
             try:
                 model = ModelConfig.model_validate(json.loads(workplace.store.read(info.key)))
+                name = model.name
             except MissingObjectError:
                 continue
             except ValidationError as error:
-                raise ConfigError(f"The source at {info.key} of the store: {explain(error)}") from error
-            except ValueError as error:
-                raise ConfigError(
-                    f"The source at {info.key} of the store is not JSON; correct or delete it."
-                ) from error
-            yield LandedSource(name=model.name, origin="store", reference=reference, landed=info.modified, model=model)
+                fault = f"The source at {info.key} of the store: {explain(error)}"
+            except (ValueError, RecursionError):
+                fault = f"The source at {info.key} of the store is not JSON; correct or delete it."
+            yield LandedSource(
+                name=name, origin="store", reference=reference, landed=info.modified, model=model, fault=fault
+            )
 
 
 def _plain(name: str) -> str:

@@ -22,6 +22,7 @@ from fusion_core.evaluation.mt_bench import (
     judge_pairs,
     load_mt_bench,
     read_answers,
+    read_judgments,
     score_pairs,
     score_ratings,
     write_answers,
@@ -32,7 +33,7 @@ from tasks.judged_data import benchmark_folder
 from tasks.judging import describe_judge, open_judge
 from tasks.settings import Settings
 
-JUDGMENT_KEYS = ("question_id", "model", "judge", "user_prompt", "score", "turn")
+COMPARISON_KEYS = ("judge", "model_1", "model_2")
 BATCH_TOKENS = 16384
 
 
@@ -60,7 +61,7 @@ class MtBenchFiles:
 
     def judge(self, files: Sequence[Path], config: JudgeConfig, output: Path, judgments: int) -> JudgedTable:
         """Rate the answers in some files, each called by its file's name; others are compared with the first."""
-        known = read_jsonl(output, JUDGMENT_KEYS) if output.is_file() else []
+        known = read_judgments(output) if output.is_file() else []
         judge = open_judge(config, self.settings)
         rows: dict[str, list[dict[str, Any]]] = {}
         unfinished = {}
@@ -96,7 +97,7 @@ class MtBenchFiles:
             rows = judge_pairs(
                 self.benchmark, path.stem, mine, baseline.stem, theirs, judge, judgments=judgments, progress=progress
             )
-        there = read_jsonl(output) if output.is_file() else []
+        there = read_jsonl(output, COMPARISON_KEYS) if output.is_file() else []
         played = (config.model, path.stem, baseline.stem)
         kept = [row for row in there if (row["judge"][0], row["model_1"], row["model_2"]) != played]
         write_jsonl(output, [*kept, *rows])
@@ -106,7 +107,9 @@ class MtBenchFiles:
 
     def show(self, path: Path, baseline: str | None) -> list[JudgedTable]:
         """Score a file of ratings that Fuseline or FastChat wrote; one table for each judge in it."""
-        rows = read_jsonl(path, JUDGMENT_KEYS)
+        rows = read_judgments(path)
+        if not rows:
+            raise ConfigError(f"{path} has no judgments; have answers judged first.")
         tables = []
         for name in dict.fromkeys(row["judge"][0] for row in rows):
             judged: dict[str, list[dict[str, Any]]] = {}

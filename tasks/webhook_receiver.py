@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ SIGNATURE_VERSION = "v1"
 TOLERANCE_SECONDS = 300
 LARGEST_BODY_BYTES = 1 << 20
 LONGEST_DELIVERY_ID = 200
+UNIX_SECONDS = re.compile(r"[0-9]{1,15}")
 
 Answer = tuple[int, str]
 
@@ -63,7 +65,7 @@ class Receiver:
             return 401, "refused"
         try:
             payload = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return 400, "no JSON"
         try:
             landed = self._landed(payload)
@@ -90,10 +92,12 @@ class Receiver:
         name, version = str(data.get("name")), str(data.get("version"))
         what = (payload.get("entity"), payload.get("action"))
         if what == ("model_version", "created"):
-            tags = data.get("tags") or {}
+            tags = data.get("tags")
         elif what == ("model_version_tag", "set") and data.get("key") in (SOURCE_TAG, RECIPE_TAG):
             tags = self.read_tags(name, version)
         else:
+            return None
+        if not isinstance(tags, Mapping):
             return None
         recipe = str(tags.get(RECIPE_TAG, ""))
         if tags.get(SOURCE_TAG) != "true" or not NAME_PATTERN.match(recipe):
@@ -104,7 +108,7 @@ class Receiver:
 def is_genuine(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> bool:
     """Say whether a delivery was signed with the secret, not long ago."""
     delivery, timestamp = headers.get(DELIVERY_HEADER, ""), headers.get(TIMESTAMP_HEADER, "")
-    if not 0 < len(delivery) <= LONGEST_DELIVERY_ID or not timestamp.isascii() or not timestamp.isdigit():
+    if not 0 < len(delivery) <= LONGEST_DELIVERY_ID or not UNIX_SECONDS.fullmatch(timestamp):
         return False
     expected = sign(secret, delivery, timestamp, body)
     # More than one signature, apart by spaces, is how senders change their secret.

@@ -29,6 +29,7 @@ PROMPT_FILE = "alpaca_eval_clf.txt"
 # Preferences of the baseline's concise and verbose selves, and how hard each instruction is; for length control.
 GAMED_FILE = "df_gamed.csv"
 TOP_LOGPROBS = 5
+LARGEST_EXPONENT = 700.0
 REMINDER = "Reply with the identifier of the better model alone: m or M."
 MESSAGE = re.compile(r"<\|im_start\|>(system|user)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
@@ -114,7 +115,7 @@ def read_outputs(path: Path) -> list[dict[str, Any]]:
     """Read a model's outputs as alpaca_eval stores them: a JSON list with ``instruction`` and ``output``."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"AlpacaEval: {path} cannot be read ({first_line(error)}); give a JSON list as alpaca_eval writes it."
         ) from error
@@ -193,8 +194,9 @@ def probability_of_first(reply: Reply) -> float | None:
     """Return P(m) / (P(m) + P(M)) of a reply's first token, or 1 or 0 by its text where there are no probabilities."""
     found = {token: value for token, value in reply.first_token.items() if token in ("m", "M")}
     if found:
-        first, second = (math.exp(found.get(token, -math.inf)) for token in ("m", "M"))
-        return first / (first + second)
+        first, second = (found.get(token, -math.inf) for token in ("m", "M"))
+        # By the difference: endpoints say -9999 of what they hold impossible, whose exponential is 0.
+        return 1.0 / (1.0 + math.exp(min(second - first, LARGEST_EXPONENT)))
     return {"m": 1.0, "M": 0.0}.get(reply.text.strip()[:1])
 
 

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ START_SECONDS = 5.0
 LARGEST_FILE_BYTES = 1 << 20
 LARGEST_REPORT_BYTES = 1 << 16
 NOBODY = 65534
+OUTCOMES = ("passed", "wrong", "error", "memory limit", "stopped early")
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,7 @@ def run_program(source: str, limits: Limits) -> Verdict:
         },
     }
     timed_out = False
-    with (
-        tempfile.TemporaryDirectory(prefix="fuseline-code-", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as report,
-    ):
+    with _empty_folder() as folder, tempfile.TemporaryFile() as report:
         if os.geteuid() == 0:
             os.chown(folder, NOBODY, NOBODY)
         process = subprocess.Popen(
@@ -129,9 +128,35 @@ def run_program(source: str, limits: Limits) -> Verdict:
         return Verdict("time limit", "", protections)
     if not protections:
         return Verdict("error", f"the sandbox did not start (exit status {process.returncode})", protections)
-    if not outcome or (outcome == "passed" and last.get("token") != token):
+    # What a program writes into the report by itself may be anything.
+    if outcome not in OUTCOMES or (outcome == "passed" and last.get("token") != token):
         return Verdict("stopped early", f"exit status {process.returncode}", protections)
     return Verdict(outcome, detail, protections)
+
+
+@contextmanager
+def _empty_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="fuseline-code-"))
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, however deep: what lies in a subfolder is moved up first, so that no path grows too long."""
+    folder.chmod(0o700)
+    while entries := list(os.scandir(folder)):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry)
+                continue
+            os.chmod(entry, 0o700)
+            for name in os.listdir(entry):
+                os.rename(Path(entry, name), folder / secrets.token_hex(8))
+            os.rmdir(entry)
+    folder.rmdir()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -148,7 +173,7 @@ def _messages(report: bytes) -> list[dict]:
     for line in report.splitlines():
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(message, dict):
             messages.append(message)

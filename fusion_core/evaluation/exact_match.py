@@ -65,7 +65,11 @@ def read_questions(path: Path, *, skip: int = 0, limit: int | None = None) -> li
 def last_number(text: str) -> str | None:
     """Return the last number of a text without commas, dollar sign and final point, or None where there is none."""
     numbers = NUMBER.findall(text)
-    return numbers[-1].replace(",", "").replace("$", "").rstrip(".") if numbers else None
+    if not numbers:
+        return None
+    digits = numbers[-1].replace(",", "").replace("$", "").rstrip(".")
+    # "-$-5" has its sign twice.
+    return f"-{digits.lstrip('-')}" if digits.startswith("-") else digits
 
 
 def equal_numbers(found: str | None, expected: str) -> bool:

@@ -55,7 +55,9 @@ def whole_number(row: Mapping[str, Any], key: str, path: Path) -> int:
     try:
         return int(row[key])
     except (TypeError, ValueError, OverflowError) as error:
-        raise EvaluationError(f"{path}: {key!r} is {str(row[key])[:40]!r}, expected a whole number; correct it.") from error
+        raise EvaluationError(
+            f"{path}: {key!r} is {str(row[key])[:40]!r}, expected a whole number; correct it."
+        ) from error
 
 
 def texts(value: Any, what: str, path: Path) -> tuple[str, ...]:

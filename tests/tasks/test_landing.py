@@ -15,7 +15,7 @@ from tasks.landing import land_source, list_landed
 from tasks.local_cache import open_cache
 from tasks.quarantine import read_records, record_source, release_source
 from tasks.settings import Settings
-from tasks.store import Store
+from tasks.store import ObjectInfo, Store
 from tasks.store_contents import read_contents
 from tasks.take_in import is_fault_of_source
 from tasks.workplace import Workplace
@@ -128,3 +128,27 @@ def test_only_a_models_own_faults_put_it_in_quarantine() -> None:
     assert is_fault_of_source(ModelError("NaN"))
     for innocent in (unreachable, StoreError("down"), TrainingInterruptedError("SIGTERM"), MemoryError()):
         assert not is_fault_of_source(innocent)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"name": "../x", "hub": "a/b"}', b'{"name": "two"}'])
+def test_settings_that_cannot_be_read_are_that_sources_fault_alone(workplace: Workplace, content: bytes) -> None:
+    config = recipe(look_in=["store"])
+    workplace.store.write("sources/small/bad.json", content)
+    workplace.store.write("sources/small/good.json", b'{"name": "good", "hub": "someone/good"}')
+    landed = {source.name: source for source in list_landed(workplace, config)}
+    assert set(landed) == {"own", "bad", "good"}
+    with pytest.raises(ModelError, match=r"sources/small/bad\.json"):
+        fetch_source(workplace, config, landed["bad"])
+    assert str(fetch_source(workplace, config, landed["good"]).hub) == "someone/good"
+
+
+def test_a_listed_key_that_leads_out_makes_no_folder(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe(look_in=["store"])
+    put_checkpoint(workplace.store, "sources/small/maths")
+    landed = list_landed(workplace, config)[1]
+    key = ObjectInfo("sources/small/maths/../../out/config.json", 2, 0.0)
+    monkeypatch.setattr(type(workplace.store), "list", lambda self, prefix="": iter([key]))
+    monkeypatch.setattr(type(workplace.store), "local_path", lambda self, key: None)
+    with pytest.raises(StoreError, match="cannot be a key"):
+        fetch_source(workplace, config, landed)
+    assert list((workplace.settings.home / "sources").iterdir()) == []

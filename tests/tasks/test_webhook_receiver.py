@@ -12,7 +12,7 @@ from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from fusion_core.errors import FusionError
 from tasks.webhook_deliveries import Deliveries
-from tasks.webhook_receiver import LARGEST_BODY_BYTES, Receiver, make_application
+from tasks.webhook_receiver import LARGEST_BODY_BYTES, Receiver, make_application, sign
 
 SECRET = "a-secret-of-some-length"
 TAGS = {"fuseline.source": "true", "fuseline.recipe": "small"}
@@ -60,7 +60,7 @@ def post(
     """Send a delivery as MLflow's own code signs it."""
     data = {"name": "maths", "version": "3", "tags": tags} | ({"key": key} if key else {})
     body = json.dumps({"entity": what[0], "action": what[1], "data": data})
-    timestamp = str(int(time.time() - age))
+    timestamp = str(int(time.time()) - int(age)) if abs(age) < 10**9 else "9" * 5000
     headers = {
         "X-MLflow-Delivery-Id": delivery,
         "X-MLflow-Timestamp": timestamp,
@@ -120,3 +120,19 @@ def test_mlflow_may_try_again_while_prefect_is_down(client: TestClient, prefect:
 
 def test_a_large_body_is_not_read_to_its_end(client: TestClient) -> None:
     assert client.post("/mlflow", content=b"x" * (LARGEST_BODY_BYTES + 1)).status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"{", b"\xff", b"9" * 5000])
+def test_a_signed_body_that_is_no_json_is_said_to_be_none(client: TestClient, body: bytes) -> None:
+    now = str(int(time.time()))
+    headers = {
+        "X-MLflow-Delivery-Id": "1",
+        "X-MLflow-Timestamp": now,
+        "X-MLflow-Signature": sign(SECRET, "1", now, body),
+    }
+    assert client.post("/mlflow", content=body, headers=headers).json() == {"status": "no JSON"}
+
+
+def test_tags_of_another_kind_and_endless_timestamps_are_no_errors(client: TestClient) -> None:
+    assert post(client, tags=["fuseline.source"]) == (200, "ignored")  # type: ignore[arg-type]
+    assert post(client, age=-(10**5000)) == (401, "refused")

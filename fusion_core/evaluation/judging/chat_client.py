@@ -226,7 +226,8 @@ def _read(answer: Any) -> Reply:
         raise _TransientError("half a reply: there is no text in it")
     usage = getattr(answer, "usage", None)
     return Reply(
-        text=text,
+        # JSON can spell lone surrogates, which no file of ours can hold.
+        text=text.encode("utf-8", "replace").decode(),
         finished=getattr(choice, "finish_reason", None) != "length",
         prompt_tokens=_count(getattr(usage, "prompt_tokens", 0)),
         completion_tokens=_count(getattr(usage, "completion_tokens", 0)),

@@ -29,8 +29,10 @@ def read_rating(reply: str) -> float | int | None:
     found = RATING.search(reply) or RATING_IN_SINGLE_BRACKETS.search(reply)
     if found is None:
         return None
-    value = float(found[1]) if "." in found[1] else int(found[1])
-    return value if LOWEST_RATING <= value <= HIGHEST_RATING else None
+    value = float(found[1])
+    if not LOWEST_RATING <= value <= HIGHEST_RATING:
+        return None
+    return value if "." in found[1] else int(value)
 
 
 def read_verdict(reply: str) -> Verdict | None:

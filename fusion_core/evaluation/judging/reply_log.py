@@ -62,8 +62,7 @@ class ReplyLog:
             "tstamp": at,
             **({"first_token": reply.first_token} if reply.first_token else {}),
         }
-        # A reply may hold lone surrogates, which no UTF-8 carries.
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         with self._lock, self._path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(line)

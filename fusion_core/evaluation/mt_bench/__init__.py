@@ -4,7 +4,7 @@ from fusion_core.evaluation.mt_bench.answers import Answer, answer_questions, re
 from fusion_core.evaluation.mt_bench.data import MtBench, Question, load_mt_bench
 from fusion_core.evaluation.mt_bench.pairwise import judge_pairs
 from fusion_core.evaluation.mt_bench.scores import score_pairs, score_ratings
-from fusion_core.evaluation.mt_bench.single import judge_answers
+from fusion_core.evaluation.mt_bench.single import judge_answers, read_judgments
 
 __all__ = [
     "Answer",
@@ -15,6 +15,7 @@ __all__ = [
     "judge_pairs",
     "load_mt_bench",
     "read_answers",
+    "read_judgments",
     "score_pairs",
     "score_ratings",
     "write_answers",

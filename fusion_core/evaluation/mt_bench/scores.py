@@ -9,7 +9,7 @@ from fusion_core.evaluation.judged_means import JudgedAnswer, JudgedMeans, Part
 from fusion_core.evaluation.judged_scores import Judge, JudgeCosts, JudgedScores, JudgedTable
 from fusion_core.evaluation.mt_bench.data import MtBench
 from fusion_core.evaluation.mt_bench.pairwise import final_winner
-from fusion_core.evaluation.mt_bench.single import NO_RATING
+from fusion_core.evaluation.mt_bench.single import rating_of
 
 Row = Mapping[str, Any]
 SINGLE, PAIRWISE = "mt_bench", "mt_bench_pairwise"
@@ -45,11 +45,7 @@ def score_ratings(
     resamples, seed : int
         Of the bootstrap.
     """
-
-    def value(row: Row) -> float | None:
-        return None if row["score"] == NO_RATING else float(row["score"])
-
-    answers = {model: _answers(benchmark, judged, value, judge.judgments) for model, judged in rows.items()}
+    answers = {model: _answers(benchmark, judged, rating_of, judge.judgments) for model, judged in rows.items()}
     means = JudgedMeans(answers, resamples=resamples, seed=seed)
     parts = _parts(benchmark, SINGLE)
     scored = tuple(

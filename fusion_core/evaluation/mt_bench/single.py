@@ -4,16 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fusion_core.errors import EvaluationError
+from fusion_core.evaluation.jsonl import read_jsonl
 from fusion_core.evaluation.judging.judge import JudgeModel
-from fusion_core.evaluation.judging.ratings import RATING_REMINDER, read_rating
+from fusion_core.evaluation.judging.ratings import HIGHEST_RATING, LOWEST_RATING, RATING_REMINDER, read_rating
 from fusion_core.evaluation.mt_bench.answers import Answer
 from fusion_core.evaluation.mt_bench.data import JudgePrompt, MtBench, Question, prompt_of, reference_fields
 from fusion_core.progress import Advance, ignore_progress
 
 # FastChat's mark of a judgment without a rating; its means leave such rows out, and so do ours.
 NO_RATING = -1
+JUDGMENT_KEYS = ("question_id", "model", "judge", "user_prompt", "score", "turn")
+
+
+def rating_of(row: Mapping[str, Any]) -> float | None:
+    """Return a row's rating; None where it has none within the scale, which FastChat's files may hold."""
+    score = row["score"]
+    return float(score) if LOWEST_RATING <= score <= HIGHEST_RATING else None
+
+
+def read_judgments(path: Path) -> list[dict[str, Any]]:
+    """Read ratings that Fuseline or FastChat wrote.
+
+    Raises
+    ------
+    EvaluationError
+        If the file, or a row of it, is not in FastChat's format; names the field.
+    """
+    rows = read_jsonl(path, JUDGMENT_KEYS)
+    for number, row in enumerate(rows, 1):
+        judge = row["judge"]
+        right = {
+            "question_id": isinstance(row["question_id"], int),
+            "model": isinstance(row["model"], str),
+            "judge": isinstance(judge, list) and len(judge) == 2 and all(isinstance(one, str) for one in judge),
+            "user_prompt": isinstance(row["user_prompt"], str),
+            "score": isinstance(row["score"], int | float),
+            "turn": row["turn"] in (1, 2),
+            "sample": isinstance(row.get("sample", 0), int),
+        }
+        wrong = next((name for name, is_right in right.items() if not is_right), None)
+        if wrong is not None:
+            raise EvaluationError(
+                f"{path}: judgment {number} has {str(row[wrong])[:40]!r} for {wrong!r}, which FastChat never writes; "
+                "correct it or take it out."
+            )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -104,6 +143,6 @@ def _by_prompt(rows: Iterable[Mapping[str, Any]], judge: str) -> dict[tuple[str,
     for row in rows:
         model, prompt = row["judge"]
         # What has no rating is asked for again; replies of our own are found in the log without cost.
-        if model == judge and row["score"] != NO_RATING:
+        if model == judge and rating_of(row) is not None:
             found.setdefault((prompt, row["user_prompt"]), []).append(row)
     return found

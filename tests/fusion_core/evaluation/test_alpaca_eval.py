@@ -121,6 +121,8 @@ def test_a_judge_that_names_neither_is_asked_again_and_then_missing(folder: Path
     [
         (Reply("m", True, 1, 1, {"m": math.log(0.6), "M": math.log(0.2), "x": math.log(0.2)}), 0.75),
         (Reply("x", True, 1, 1, {"M": math.log(0.3)}), 0.0),
+        (Reply("x", True, 1, 1, {"x": 0.0, "m": -9999.0, "M": -9999.0}), 0.5),
+        (Reply("x", True, 1, 1, {"m": -9999.0, "M": -1.0}), 0.0),
         (Reply("Model", True, 1, 1, {"x": -0.1}), 0.0),
         (Reply("", True, 1, 1), None),
         (Reply("neither", True, 1, 1), None),

@@ -54,6 +54,7 @@ def write_rows(path: Path, rows: Sequence[dict]) -> Path:
         ("from 10-20", "20"),
         ("x = -3", "-3"),
         ("it is $-5", "-5"),
+        ("it is -$-5", "-5"),
         ("**42**", "42"),
         ("so 6 days", "6"),
         (".5 of it", ".5"),

@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,17 @@ def test_a_program_cannot_say_that_it_passed() -> None:
 def test_verdicts_come_in_order() -> None:
     sources = ["assert True", "assert False", "assert True"]
     assert [verdict.passed for verdict in run_programs(sources, LIMITS, workers=2)] == [True, False, True]
+
+
+def test_what_a_program_writes_into_the_report_itself_fails_that_program_alone() -> None:
+    for forged in ("b'[' * 50000", 'b\'{"outcome": ["passed"]}\''):
+        source = f"import os\nos.write(3, {forged} + b'\\n')\nos._exit(0)"
+        assert run_program(source, LIMITS).outcome == "stopped early"
+
+
+def test_folders_too_deep_for_a_path_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = "import os\nfor _ in range(2500):\n    os.mkdir('d')\n    os.chdir('d')\nos.chmod('.', 0)"
+    assert run_program(source, LIMITS).outcome == "passed"
+    assert list(tmp_path.iterdir()) == []

@@ -44,6 +44,7 @@ def question(text: str) -> list[dict[str, str]]:
         ("Rating: [[10]]", 10),
         ("Rating: [[11]]", None),
         ("Rating: [[0]]", None),
+        (f"Rating: [[{'9' * 5000}]]", None),
         ("Rating: [[-3]]", None),
         ("Rating: 7/10", None),
         ("Rating: [[rating]]", None),

@@ -10,8 +10,9 @@ import pytest
 
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.generation import Generation
+from fusion_core.evaluation.jsonl import read_jsonl, write_jsonl
 from fusion_core.evaluation.mt_bench import answer_questions, load_mt_bench, read_answers
-from fusion_core.evaluation.mt_bench.data import CATEGORIES, TEMPERATURES, prompt_of
+from fusion_core.evaluation.mt_bench.data import CATEGORIES, TEMPERATURES, JudgePrompt, prompt_of
 
 
 def test_the_real_benchmark_is_what_fastchat_says(shared_folder: Path) -> None:
@@ -105,3 +106,34 @@ def test_an_answer_that_is_missing_is_named(sample, tmp_path, benchmark_data) ->
     folder = broken(sample, tmp_path, "model_answer/alpha.jsonl", '"42", "21"', '"42"')
     with pytest.raises(EvaluationError, match="1 of the 2 turns of question 111"):
         read_answers(folder / "model_answer" / "alpha.jsonl", benchmark_data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question_id": "x"},
+        {"question_id": None},
+        {"choices": []},
+        {"choices": "x"},
+        {"choices": [{"turns": "hello"}]},
+        {"choices": [{"turns": [None, None]}]},
+    ],
+)
+def test_answers_of_another_format_are_refused(change: dict, benchmark_data, sample: Path, tmp_path: Path) -> None:
+    rows = read_jsonl(sample / "model_answer" / "alpha.jsonl")
+    write_jsonl(tmp_path / "a.jsonl", [rows[0] | change, *rows[1:]])
+    with pytest.raises(EvaluationError, match=r"a\.jsonl"):
+        read_answers(tmp_path / "a.jsonl", benchmark_data)
+
+
+def test_a_question_answered_twice_is_refused(benchmark_data, sample: Path, tmp_path: Path) -> None:
+    rows = read_jsonl(sample / "model_answer" / "alpha.jsonl")
+    write_jsonl(tmp_path / "a.jsonl", [*rows, rows[0]])
+    with pytest.raises(EvaluationError, match="twice"):
+        read_answers(tmp_path / "a.jsonl", benchmark_data)
+
+
+@pytest.mark.parametrize("template", ["{nothing}", "{0}", "{"])
+def test_a_judge_prompt_that_cannot_be_filled_in_is_named(template: str) -> None:
+    with pytest.raises(EvaluationError, match="'odd'"):
+        JudgePrompt("odd", "", template).messages(question="q")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.jsonl import read_jsonl, write_jsonl
 from fusion_core.evaluation.judged_scores import Judge
-from fusion_core.evaluation.mt_bench import judge_answers, read_answers, score_ratings, write_answers
+from fusion_core.evaluation.mt_bench import judge_answers, read_answers, read_judgments, score_ratings, write_answers
 from tests.fusion_core.evaluation.chat_server import HALF_BODY, HANG, chat_server
 from tests.fusion_core.evaluation.mt_bench.fastchat import load_model_answers, load_single_judgments, show_single
 
@@ -109,3 +110,31 @@ def test_several_judgments_weigh_an_answer_once_and_narrow_nothing_away(benchmar
     assert (mean.mean, mean.n, mean.missing) == (2.0, 2, 4)
     overall = score_ratings(benchmark_data, {"alpha": lost}, three, "alpha").row("alpha").means["mt_bench/overall"]
     assert overall.mean == pytest.approx((2 * 2.0 + 6 * 3.0) / 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("judge", "gpt-4"),
+        ("judge", [["a"], "b"]),
+        ("score", "x"),
+        ("score", None),
+        ("turn", "x"),
+        ("question_id", "x"),
+        ("model", ["x"]),
+        ("sample", "x"),
+    ],
+)
+def test_a_judgment_of_another_format_is_named(field: str, value: object, sample, tmp_path: Path) -> None:
+    rows = read_jsonl(sample / "model_judgment" / "gpt-4_single.jsonl")
+    path = tmp_path / "ratings.jsonl"
+    write_jsonl(path, [rows[0], {**rows[1], field: value}])
+    with pytest.raises(EvaluationError, match=f"judgment 2 has .* for '{field}'"):
+        read_judgments(path)
+
+
+def test_a_rating_outside_the_scale_is_missing(benchmark_data, sample) -> None:
+    rows = read_judgments(sample / "model_judgment" / "gpt-4_single.jsonl")
+    odd = [{**rows[0], "score": score} for score in (1000, 0, float("nan"))]
+    table = score_ratings(benchmark_data, {"alpha": [*odd, *rows[1:]]}, JUDGE, "alpha")
+    assert table.row("alpha").means["mt_bench/overall"].missing == 2
