@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -13,10 +14,10 @@ import httpx
 
 from fusion_core.errors import FusionError
 from tasks.stack.credentials import load_or_make_credentials
-from tasks.stack.folder import StackFolder, write_private
+from tasks.stack.folder import StackFolder, only_command, write_private
 from tasks.stack.ports import Ports, is_free, load_or_choose_ports
 from tasks.stack.processes import find_process, last_lines, start_process, stop_process
-from tasks.stack.services import Service, base_environment, client_environment, servers, worker
+from tasks.stack.services import SERVICES, Service, base_environment, client_environment, servers, worker
 
 START_SECONDS = 180.0
 PROVISION_SECONDS = 300.0
@@ -71,8 +72,15 @@ def start_stack(home: Path, project: Path, say: Say) -> Stack:
     Raises
     ------
     FusionError
-        If a port is taken, a server does not answer in time, or a deployment is refused.
+        If a port is taken, a server does not answer in time, a deployment is refused, or another command is at work.
     """
+    folder = StackFolder(home / "stack")
+    folder.make()
+    with only_command(folder):
+        return _start_all(home, project, say)
+
+
+def _start_all(home: Path, project: Path, say: Say) -> Stack:
     stack = describe_stack(home)
     write_private(stack.folder.environment, _exports(stack.environment))
     *all_servers, the_worker = stack.services
@@ -89,15 +97,17 @@ def start_stack(home: Path, project: Path, say: Say) -> Stack:
 def stop_stack(home: Path, say: Say) -> int:
     """Stop what `start_stack` started, the worker first; returns how many processes ran."""
     folder = StackFolder(home / "stack")
-    if not folder.credentials.exists():
+    if not folder.root.is_dir():
         return 0
     stopped = 0
-    for service in reversed(describe_stack(home).services):
-        if find_process(folder.record(service.name)) is None:
-            folder.record(service.name).unlink(missing_ok=True)
-            continue
-        say(f"stopping {service.title}")
-        stopped += stop_process(folder.record(service.name), service.patience_seconds)
+    # By their records alone: what runs can be stopped even where credentials or a program are gone.
+    with only_command(folder):
+        for name, (title, patience_seconds) in reversed(SERVICES.items()):
+            if find_process(folder.record(name)) is None:
+                folder.record(name).unlink(missing_ok=True)
+                continue
+            say(f"stopping {title}")
+            stopped += stop_process(folder.record(name), patience_seconds)
     return stopped
 
 
@@ -178,5 +188,5 @@ def _provision(stack: Stack, project: Path) -> None:
 
 
 def _exports(environment: dict[str, str]) -> str:
-    lines = [f"export {name}='{value}'" for name, value in environment.items()]
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     return "\n".join(["# Lets commands of this shell use the stack.", *lines, ""])

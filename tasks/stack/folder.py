@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion_core.errors import FusionError
 from tasks.local_files import disk_errors
 
 
@@ -30,6 +34,11 @@ class StackFolder:
         """Shell exports for commands that are to use the stack."""
         return self.root / "environment"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the one command that starts or stops."""
+        return self.root / "lock"
+
     def data(self, service: str) -> Path:
         """Return the folder of a service's data."""
         return self.root / service
@@ -49,6 +58,28 @@ class StackFolder:
             self.root.chmod(0o700)
             for name in ("logs", "processes"):
                 (self.root / name).mkdir(exist_ok=True)
+
+
+@contextmanager
+def only_command(folder: StackFolder) -> Iterator[None]:
+    """Hold the stack against a second `up` or `down`, which would start or stop half of what this one does.
+
+    Raises
+    ------
+    FusionError
+        If another one is at work.
+    """
+    with disk_errors(f"Locking {folder.lock}"):
+        file = folder.lock.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FusionError(
+                f"Another `fuseline up` or `fuseline down` is at work on {folder.root}; wait until it ends, then run "
+                "this again."
+            ) from error
+        yield
 
 
 def write_private(path: Path, text: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.errors import FusionError
 from tasks.stack.folder import StackFolder, write_private
@@ -17,6 +18,7 @@ S3_INNER = (
     *("s3.port.grpc", "master.port", "master.port.grpc", "filer.port", "filer.port.grpc"),
     *("volume.port", "volume.port.grpc", "admin.port", "admin.port.grpc"),
 )
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Ports(BaseModel):
@@ -24,10 +26,17 @@ class Ports(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prefect: int
-    mlflow: int
-    s3: int
-    s3_inner: dict[str, int]
+    prefect: Port
+    mlflow: Port
+    s3: Port
+    s3_inner: dict[str, Port]
+
+    @field_validator("s3_inner")
+    @classmethod
+    def _every_one(cls, ports: dict[str, int]) -> dict[str, int]:
+        if set(ports) != set(S3_INNER):
+            raise ValueError(f"expected {', '.join(S3_INNER)}")
+        return ports
 
     @property
     def prefect_api(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from fusion_core.errors import FusionError
 from tasks.local_files import disk_errors
@@ -24,7 +24,7 @@ class ProcessRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    pid: int
+    pid: PositiveInt
     started: float
 
 
@@ -67,7 +67,7 @@ def find_process(record: Path) -> psutil.Process | None:
         if abs(process.create_time() - known.started) > SAME_START_SECONDS:
             return None
         return None if process.status() == psutil.STATUS_ZOMBIE else process
-    except (OSError, ValidationError, psutil.Error):
+    except (OSError, OverflowError, ValidationError, psutil.Error):
         return None
 
 

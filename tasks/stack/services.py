@@ -22,6 +22,13 @@ AT_ONCE = 0.0
 POLITE_SECONDS = 20.0
 # A worker first lets its flow runs write their checkpoints.
 WORKER_SECONDS = 60.0
+# What people call each service, and how long it is given to end by itself; in the order in which they start.
+SERVICES = {
+    "s3": ("S3 server", AT_ONCE),
+    "mlflow": ("MLflow", POLITE_SECONDS),
+    "prefect": ("Prefect", POLITE_SECONDS),
+    "worker": ("worker", WORKER_SECONDS),
+}
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,15 @@ class Service:
     """One process of a stack."""
 
     name: str
-    title: str
     command: tuple[str, ...]
     address: str
     health_url: str | None
     environment: dict[str, str] = field(default_factory=dict)
-    patience_seconds: float = POLITE_SECONDS
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return SERVICES[self.name][0]
 
 
 def client_environment(ports: Ports, credentials: Credentials, home: Path) -> dict[str, str]:
@@ -71,12 +81,10 @@ def worker(folder: StackFolder, ports: Ports, environment: dict[str, str]) -> Se
     """Return the worker that runs what the deployments start, with the stack's variables."""
     return Service(
         name="worker",
-        title="worker",
         command=(_program("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "this-machine"),
         address=f"work pool {POOL!r}",
         health_url=None,
         environment=environment,
-        patience_seconds=WORKER_SECONDS,
     )
 
 
@@ -99,7 +107,7 @@ def _s3(folder: StackFolder, ports: Ports, credentials: Credentials) -> Service:
     command += [f"-s3.config={identities}", f"-s3.port={ports.s3}"]
     command += [f"-{name}={port}" for name, port in ports.s3_inner.items()]
     command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-    return Service("s3", "S3 server", tuple(command), ports.s3_url, f"{ports.s3_url}/healthz", {}, AT_ONCE)
+    return Service("s3", tuple(command), ports.s3_url, f"{ports.s3_url}/healthz")
 
 
 def _mlflow(folder: StackFolder, ports: Ports, credentials: Credentials) -> Service:
@@ -135,7 +143,7 @@ def _mlflow(folder: StackFolder, ports: Ports, credentials: Credentials) -> Serv
         "AWS_SECRET_ACCESS_KEY": credentials.s3_secret_key.get_secret_value(),
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    return Service("mlflow", "MLflow", command, ports.mlflow_url, f"{ports.mlflow_url}/health", environment)
+    return Service("mlflow", command, ports.mlflow_url, f"{ports.mlflow_url}/health", environment)
 
 
 def _prefect(folder: StackFolder, ports: Ports, credentials: Credentials) -> Service:
@@ -148,7 +156,7 @@ def _prefect(folder: StackFolder, ports: Ports, credentials: Credentials) -> Ser
         "PREFECT_UI_API_URL": ports.prefect_api,
         "PREFECT_LOGGING_LEVEL": "WARNING",
     }
-    return Service("prefect", "Prefect", command, ports.prefect_ui, f"{ports.prefect_api}/health", environment)
+    return Service("prefect", command, ports.prefect_ui, f"{ports.prefect_api}/health", environment)
 
 
 def base_environment() -> dict[str, str]:
