@@ -14,7 +14,7 @@ from fusion_core.models import ResolvedModel
 from fusion_core.training_loop import SPEED_SETTINGS
 
 # Raise a stage's number when its code changes the bytes it makes: its address then changes, nothing stale is reused.
-ALGORITHM_VERSIONS = {"extraction": 3, "fusion": 3, "training": 1, "merge": 2, "scores": 2}
+ALGORITHM_VERSIONS = {"extraction": 3, "fusion": 4, "training": 1, "merge": 2, "scores": 2}
 
 # Settings that change speed or memory but not what is computed stay out of the addresses.
 EXTRACTION_SPEED_SETTINGS = {"batch_tokens", "placement", "processes"}

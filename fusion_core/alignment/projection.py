@@ -251,6 +251,28 @@ def _project_rows(rows, distributions, vocabulary, pivot_size, keep_first, out_i
 
 
 @compiled
+def _copy_row(distributions, row, vocabulary, scratch, keep_first, out_ids, out_log_probs):
+    """Copy a row as it is, but for control tokens that the pivot's template has others for; return both masses."""
+    total, is_itself = 0.0, True
+    for entry in range(len(out_ids)):
+        token = distributions.token_ids[row, entry]
+        total += np.exp(np.float64(distributions.log_probs[row, entry]))
+        is_itself = is_itself and (token < 0 or token >= len(vocabulary) or vocabulary[token] == token)
+    if is_itself:
+        out_ids[:], out_log_probs[:] = distributions.token_ids[row], distributions.log_probs[row]
+        return total, total
+    count = 0
+    for entry in range(len(out_ids)):
+        token = distributions.token_ids[row, entry]
+        mapped = vocabulary[token] if 0 <= token < len(vocabulary) else -1
+        if mapped >= 0:
+            mass = np.exp(np.float64(distributions.log_probs[row, entry]))
+            count = add_mass(scratch, count, mapped, mass, keep_first)
+    # A row of its own entries alone never has too many.
+    return total, write_row(scratch, count, keep_first, out_ids, out_log_probs, -1, -1.0)
+
+
+@compiled
 def _project_text(
     rows, bytes_read, distributions, text, pivot, source, pivot_strings, strings, vocabulary, trie, same_tokenizer,
     condition, gold_consistent, keep_first, draws, out_ids, out_log_probs, out_labels,
@@ -284,13 +306,10 @@ def _project_text(
             strings.buffer, label_begin, label_end, pivot_strings.buffer, gold_begin, lead
         )  # fmt: skip
         if same_lead and same_tokenizer and label == gold and source.ends[row] == end:
-            total = 0.0
-            for entry in range(out_ids.shape[1]):
-                out_ids[position, entry] = distributions.token_ids[row, entry]
-                out_log_probs[position, entry] = distributions.log_probs[row, entry]
-                total += np.exp(np.float64(distributions.log_probs[row, entry]))
-            out_labels[position] = distributions.label_log_probs[row]
-            kinds[position], stored[position], kept[position] = BOUNDARY, total, total
+            stored[position], kept[position] = _copy_row(
+                distributions, row, vocabulary, scratch, keep_first, out_ids[position], out_log_probs[position]
+            )
+            out_labels[position], kinds[position] = distributions.label_log_probs[row], BOUNDARY
             continue
         if inside and not has_characters_of(strings, label, source_lead, text, source.starts[row], source.ends[row]):
             # The tokenizer changed the text here, so its bytes cannot be read up to the pivot's boundary.

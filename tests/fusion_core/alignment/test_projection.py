@@ -300,6 +300,20 @@ def test_equal_tokens_keep_their_rows_where_another_dialogue_is_cut_differently(
     assert row_masses(found.top_k, 2) == pytest.approx({0: 0.7})
 
 
+def test_equal_tokenizers_with_other_ends_of_turn_map_them_inside_the_text_too() -> None:
+    vocabulary_bytes = make_vocabulary([b"a", b"b", b"ab", b"<mine>", b"<theirs>"], special=[3, 4])
+    pivot = make_spans(vocabulary_bytes, [[0, 1]], [b"ab"], end_token=3)
+    source = make_spans(vocabulary_bytes, [[0, 1]], [b"ab"], end_token=4)
+    shared, positions = share([b"ab"], pivot, source, vocabulary_bytes, vocabulary_bytes)
+    rows = sparse_rows([{0: 0.5, 4: 0.3, 3: 0.1}, {1: 0.6, 2: 0.3}, {4: 0.7, 0: 0.2}], source.labels, source.row_splits)
+    found = project_with_coverage(rows, positions, np.array([0, 1, 2, 3, 3], np.int32), text=shared)
+    assert row_masses(found.top_k, 0) == pytest.approx({0: 0.5, 3: 0.4})
+    assert np.array_equal(found.top_k.log_probs[1], rows.log_probs[1])
+    assert row_masses(found.top_k, 2) == pytest.approx({3: 0.7, 0: 0.2})
+    assert found.kept == pytest.approx([0.9, 0.9, 0.9])
+    assert np.array_equal(found.top_k.label_log_probs, rows.label_log_probs)
+
+
 @settings(max_examples=60, deadline=None)
 @given(scenes())
 def test_settings_leave_out_what_they_say(scene) -> None:
