@@ -9,7 +9,10 @@ known by name: it is quarantined with the reason, the champion stays, and the ne
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows.fusechat import fusechat
 from flows.refusion_gates import ask_for_promotion, judge
@@ -26,7 +29,11 @@ from tasks.survey import LANDED, Survey, SurveyedSource, effective_recipe, surve
 from tasks.take_in import double_of, fetch, is_whole, land, one_refusion, remember, settle
 
 
-@flow(name="refusion", flow_run_name="refusion of {recipe}")
+def _run_name() -> str:
+    return f"refusion of {PurePath(flow_run.parameters['recipe']).stem}"
+
+
+@flow(name="refusion", flow_run_name=_run_name)
 @mend_broken_objects
 def refusion(recipe: RecipeName = "demo", source: ModelConfig | None = None) -> RefusionResult:
     """Take in the sources that have landed for a recipe since its champion was fused.

@@ -127,4 +127,6 @@ def with_sources(config: FusionConfig, sources: Sequence[LandedSource]) -> Fusio
         raise ConfigError(f"Recipe {config.name!r} with the sources that have landed: {explain(error)}") from error
 
 
-effective_recipe = task(name="effective recipe", cache_policy=NO_CACHE, persist_result=False)(with_sources)
+effective_recipe = task(
+    name="effective recipe", task_run_name="recipe with its sources", cache_policy=NO_CACHE, persist_result=False
+)(with_sources)

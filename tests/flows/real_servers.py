@@ -31,14 +31,14 @@ from prefect.events import DeploymentEventTrigger
 from flows.refusion import refusion
 
 refusion.serve(
-    name="landed-source",
+    name=sys.argv[3],
     parameters={"recipe": sys.argv[1]},
     cron=sys.argv[2],
     paused=True,
     limit=1,
     triggers=[
         DeploymentEventTrigger(
-            name="a source has landed",
+            name="a source of " + sys.argv[3] + " has landed",
             expect={"fuseline.source.landed"},
             match={"prefect.resource.id": "fuseline.recipe." + sys.argv[3]},
         )
@@ -84,16 +84,16 @@ class Servers:
         return answer.json() if answer.content else None
 
     def runs(self, flow: str = "refusion") -> list[dict[str, Any]]:
-        """Return the runs of a flow, the oldest first."""
-        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
+        """Return the runs of a flow."""
+        wanted = {"flows": {"name": {"any_": [flow]}}, "limit": 200}
         return list(self.prefect("POST", "/flow_runs/filter", json=wanted))
 
     def wait_for_run(self, after: int, seconds: float = COMMAND_SECONDS) -> dict[str, Any]:
-        """Wait until one more than `after` runs of re-fusion have ended, and return that one."""
+        """Wait until one more than `after` runs of re-fusion have ended, and return the one that ended then."""
 
         def ended() -> dict[str, Any] | None:
             done = [run for run in self.runs() if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
-            return done[after] if len(done) > after else None
+            return sorted(done, key=lambda run: run["end_time"])[after] if len(done) > after else None
 
         return wait_for(ended, seconds)
 
@@ -108,14 +108,16 @@ class Servers:
         return list(self.prefect("POST", "/task_runs/filter", json=wanted))
 
     def deploy(self, recipe: Path, name: str, cron: str = "* * * * *") -> str:
-        """Start the deployment, its schedule switched off, and return its id."""
+        """Start a deployment for one recipe, its schedule switched off, and return its id once it listens."""
         arguments = [sys.executable, "-c", DEPLOYMENT, str(recipe), cron, name]
-        self.stack.enter_context(process(arguments, self.environment, self.folder / "deployment.log"))
-        found = wait_for(lambda: self._deployments() or None, SERVER_SECONDS)
-        return str(found[0]["id"])
+        self.stack.enter_context(process(arguments, self.environment, self.folder / f"deployment-{name}.log"))
 
-    def _deployments(self) -> list[dict[str, Any]]:
-        return list(self.prefect("POST", "/deployments/filter", json={}))
+        def listens() -> str | None:
+            automations = self.prefect("POST", "/automations/filter", json={})
+            found = [one for one in automations if one["name"] == f"a source of {name} has landed"]
+            return str(found[0]["actions"][0]["deployment_id"]) if found else None
+
+        return wait_for(listens, SERVER_SECONDS)
 
 
 def wait_for(look: Callable[[], Value | None], seconds: float) -> Value:
