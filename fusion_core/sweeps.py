@@ -13,8 +13,8 @@ from fusion_core.config import NAME_PATTERN, FusionConfig
 from fusion_core.config.names import Seed
 from fusion_core.config_section import Section
 from fusion_core.errors import ConfigError
-from fusion_core.evaluation.score_table import Record
 from fusion_core.recipes import explain, read_mapping
+from fusion_core.record import Record
 
 LARGEST_NUMBER_OF_CELLS = 1000
 LONGEST_NAME = 64

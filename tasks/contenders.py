@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import ValidationError
 
 from fusion_core.evaluation.decision import Contender, Measure
-from fusion_core.evaluation.score_table import HeldOutScores
+from fusion_core.evaluation.held_out_scores import HeldOutScores
 from fusion_core.report.run_summary import RunSummary
 from tasks.addresses import CONTROL, FUSED
 from tasks.evaluate import read_scores

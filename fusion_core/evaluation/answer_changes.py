@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fusion_core.evaluation.benchmark import BenchmarkItem, BenchmarkResult
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 LONGEST_TEXT_CHARACTERS = 1200
 # Benchmarks whose answers are worth reading side by side.

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from fusion_core.dialogues.rows import read_rows
 from fusion_core.dialogues.turns import MalformedRowError
 from fusion_core.errors import DialogueError, EvaluationError
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 
 class Metric(Record):

@@ -14,7 +14,8 @@ from pydantic import Field
 from fusion_core.evaluation.benchmark import BenchmarkResult, Metric
 from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
 from fusion_core.evaluation.decision import Measure
-from fusion_core.evaluation.score_table import CONFIDENCE, Record
+from fusion_core.evaluation.score_table import CONFIDENCE
+from fusion_core.record import Record
 
 # Below this many items an interval is far too narrow to be shown.
 MIN_ITEMS_FOR_INTERVAL = 5

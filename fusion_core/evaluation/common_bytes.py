@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fusion_core.errors import EvaluationError
-
-if TYPE_CHECKING:
-    from fusion_core.evaluation.score_table import HeldOutScores
+from fusion_core.evaluation.held_out_scores import HeldOutScores
 
 
 class CoveredDialogue(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from fusion_core.evaluation.score_table import HeldOutScores, Record
+from fusion_core.evaluation.held_out_scores import HeldOutScores
+from fusion_core.record import Record
 
 
 class Measure(Record):

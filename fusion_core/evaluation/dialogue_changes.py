@@ -11,7 +11,8 @@ import numpy as np
 
 from fusion_core.dialogues import Dialogue
 from fusion_core.evaluation.common_bytes import common_coverage
-from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores, Record
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
+from fusion_core.record import Record
 
 # On a response of few bytes one token decides everything.
 MIN_RESPONSE_BYTES = 32

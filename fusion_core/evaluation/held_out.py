@@ -16,7 +16,7 @@ from fusion_core.config import ExtractionConfig
 from fusion_core.dialogues import Dialogue
 from fusion_core.encoding import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, EvaluationError
-from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
 from fusion_core.extraction import extract_shard
 from fusion_core.progress import Advance, ignore_progress
 

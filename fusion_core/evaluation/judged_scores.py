@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from fusion_core.evaluation.decision import Measure
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 
 class Judge(Record):

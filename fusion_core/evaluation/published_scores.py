@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 FILE = Path(__file__).with_name("published_scores.json")
 

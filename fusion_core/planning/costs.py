@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from fusion_core.config import FusionConfig
-from fusion_core.evaluation.score_table import Record
 from fusion_core.losses import DEFAULT_CHUNK_SIZE
 from fusion_core.planning.counts import EncodedCounts
 from fusion_core.planning.sizes import ModelSize
 from fusion_core.planning.throughput import DeviceThroughput
+from fusion_core.record import Record
 
 Status = Literal["cached", "compute", "unknown"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import DialogueRefusedError
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 if TYPE_CHECKING:
     from fusion_core.dialogues import Dialogue

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fusion_core.config import ModelConfig
 from fusion_core.errors import ModelError
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 CONFIG_FETCH_SECONDS = 10
 EXPERTS_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts")

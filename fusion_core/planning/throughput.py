@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from fusion_core.evaluation.score_table import Record
+from fusion_core.record import Record
 
 # On a processor that is shared, a short product has the best chance to run undisturbed.
 CPU_SIDE = 512

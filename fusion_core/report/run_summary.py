@@ -10,7 +10,8 @@ from fusion_core.evaluation.answer_changes import AnswerChanges
 from fusion_core.evaluation.benchmark_table import BenchmarkTable
 from fusion_core.evaluation.dialogue_changes import DialogueChanges
 from fusion_core.evaluation.judged_scores import JudgedTable
-from fusion_core.evaluation.score_table import Record, ScoreTable
+from fusion_core.evaluation.score_table import ScoreTable
+from fusion_core.record import Record
 
 Role = Literal["pivot", "source", "target", "control", "fused"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from fusion_core.evaluation.score_table import Record, ScoreTable
+from fusion_core.evaluation.score_table import ScoreTable
+from fusion_core.record import Record
 
 OVERALL = "mean"
 CONFIDENCE = 0.95

@@ -10,8 +10,9 @@ from fusion_core.evaluation.answer_changes import AnswerChanges, changed_answers
 from fusion_core.evaluation.benchmark import BenchmarkItem, BenchmarkResult, mean_of_items
 from fusion_core.evaluation.benchmark_table import tabulate
 from fusion_core.evaluation.dialogue_changes import DialogueChange, DialogueChanges, ShownTurn, Span
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
 from fusion_core.evaluation.judged_scores import Judge, JudgedDifference, JudgedMean, JudgedScores, JudgedTable
-from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores, ScoreTable, compare
+from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.report.run_summary import (
     CoverageRow,
     DataRow,

@@ -12,7 +12,8 @@ from fusion_core.dialogues import Dialogue, Turn
 from fusion_core.encoding import Encoder
 from fusion_core.errors import EvaluationError, ModelError
 from fusion_core.evaluation.held_out import score_held_out
-from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores, compare
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
+from fusion_core.evaluation.score_table import compare
 
 CPU = torch.device("cpu")
 DIALOGUES = (

@@ -5,7 +5,7 @@ import numpy as np
 from fusion_core.dialogues import Dialogue
 from fusion_core.dialogues.turns import Turn
 from fusion_core.evaluation.dialogue_changes import largest_changes
-from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
 
 RESPONSES = ("Grüße aus Köln, und nun viel Spaß beim Lesen!", "Ja, 😀 gern geschehen, bis zum nächsten Mal.")
 

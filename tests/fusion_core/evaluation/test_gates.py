@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from fusion_core.config import FusionConfig, MustBeat, MustNotDrop, PromotionConfig
 from fusion_core.evaluation.decision import Contender, Measure
 from fusion_core.evaluation.gates import decide
-from fusion_core.evaluation.score_table import DialogueScore, HeldOutScores
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
 
 BYTES = 100
 
