@@ -37,6 +37,7 @@ NAME_TAG = "fuseline.name"
 HUB_TAG = "fuseline.hub"
 REVISION_TAG = "fuseline.revision"
 VERSIONS_IN_ONE_PAGE = 200
+LARGEST_SETTINGS_BYTES = 1 << 20
 
 
 class LandedSource(BaseModel):
@@ -149,6 +150,8 @@ def _stored(workplace: Workplace, config: FusionConfig) -> Iterator[LandedSource
             # What cannot be read is a source too, with a fault, so that it keeps no other from being taken in.
             name, model, fault = _plain(inside[0].removesuffix(".json")), None, ""
             try:
+                if info.size > LARGEST_SETTINGS_BYTES:
+                    raise ValueError("too large to be settings")
                 model = ModelConfig.model_validate(json.loads(workplace.store.read(info.key)))
                 name = model.name
             except MissingObjectError:
@@ -156,7 +159,7 @@ def _stored(workplace: Workplace, config: FusionConfig) -> Iterator[LandedSource
             except ValidationError as error:
                 fault = f"The source at {info.key} of the store: {explain(error)}"
             except (ValueError, RecursionError):
-                fault = f"The source at {info.key} of the store is not JSON; correct or delete it."
+                fault = f"The source at {info.key} of the store is no JSON of a model's settings; correct or delete it."
             yield LandedSource(
                 name=name, origin="store", reference=reference, landed=info.modified, model=model, fault=fault
             )

@@ -130,7 +130,9 @@ def test_only_a_models_own_faults_put_it_in_quarantine() -> None:
         assert not is_fault_of_source(innocent)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"name": "../x", "hub": "a/b"}', b'{"name": "two"}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[" * 100_000, b" " * (2 << 20), b'{"name": "../x", "hub": "a/b"}', b'{"name": "two"}']
+)
 def test_settings_that_cannot_be_read_are_that_sources_fault_alone(workplace: Workplace, content: bytes) -> None:
     config = recipe(look_in=["store"])
     workplace.store.write("sources/small/bad.json", content)
