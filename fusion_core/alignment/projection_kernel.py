@@ -1,4 +1,4 @@
-"""The compiled loops behind projection: one pass over the pivot's positions.
+"""What one source row gives to one pivot position, compiled.
 
 Legend: N pivot positions, M source rows, K entries, V vocabulary, B bytes of text. A *source row* is the source's
 distribution whose gold token is ``source.labels[row]``. Masses are probabilities in float64.
