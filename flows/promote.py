@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.approval import ask_a_person
 from fusion_core.errors import ConfigError
+from tasks.artifact_keys import artifact_key
 from tasks.promotion import Candidacy, Promotion, judge_version, leave_champion, move_champion, roll_back
 from tasks.stage_task import log_errors_plainly
 
@@ -77,12 +78,7 @@ def rollback(
 def show_decision(candidacy: Candidacy) -> None:
     """Leave the decision with every number on Prefect's page of this run."""
     create_markdown_artifact(
-        key=f"promotion-{_key(candidacy.model_name)}",
+        key=artifact_key(f"promotion-{candidacy.model_name}"),
         markdown=f"# {candidacy.model_name} version {candidacy.version}\n\n{candidacy.decision.markdown()}",
         description=f"What the gates say of version {candidacy.version}",
     )
-
-
-def _key(name: str) -> str:
-    """Return a name as Prefect's artifact keys allow it: small letters, digits and dashes."""
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name.lower())

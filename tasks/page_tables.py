@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from fusion_core.report.run_summary import MergeSummary, RunSummary
 from tasks.addresses import ResolvedFusion
+from tasks.artifact_keys import artifact_key
 from tasks.plan import stage_statuses
 from tasks.settings import Settings
 from tasks.summarize import REPORT, RunFiles
@@ -48,7 +49,7 @@ def show_fusion_result(fusion: ResolvedFusion, files: RunFiles, run: str | None)
         link = f"{settings.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}/artifacts"
     create_link_artifact(
         link,
-        key=_key(name, "report"),
+        key=artifact_key(f"{name}-report"),
         link_text=REPORT,
         description=f"Among the run's artifacts; on the worker {report}",
     )
@@ -114,12 +115,7 @@ def _percent(part: int, whole: int) -> str:
 
 def _table(fusion: str, what: str, rows: list[Row], description: str) -> None:
     if rows:
-        create_table_artifact(rows, key=_key(fusion, what), description=description)
-
-
-def _key(fusion: str, what: str) -> str:
-    # Prefect allows lower-case letters, digits and dashes.
-    return re.sub(r"[^a-z0-9-]+", "-", f"{fusion}-{what}".lower()).strip("-")
+        create_table_artifact(rows, key=artifact_key(f"{fusion}-{what}"), description=description)
 
 
 show_plan = task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)(show_fusion_plan)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 
 from fusion_core.errors import FusionError
+from tasks.artifact_keys import artifact_key
 from tasks.refusion_result import DUPLICATE, FUSED, QUARANTINED, WAITING, RefusionResult
 from tasks.survey import Survey
 
@@ -58,7 +58,7 @@ def _write_table(found: Survey, message: str) -> None:
         cells = (item.source.name, item.source.reference, item.state, item.reason)
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     create_markdown_artifact(
-        key=re.sub(r"[^a-z0-9-]+", "-", f"sources-{found.recipe}".lower()).strip("-"),
+        key=artifact_key(f"sources-{found.recipe}"),
         markdown="\n".join(lines),
         description=f"The sources of {found.recipe}, and what became of each.",
     )
