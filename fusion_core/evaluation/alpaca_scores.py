@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fusion_core.evaluation.alpaca_eval import AlpacaEval
-from fusion_core.evaluation.bootstrap import percentile_interval
-from fusion_core.evaluation.judged_means import MIN_QUESTIONS_FOR_INTERVAL, JudgedAnswer, JudgedMeans
+from fusion_core.evaluation.bootstrap import FEWEST_FOR_INTERVAL, percentile_interval
+from fusion_core.evaluation.judged_means import JudgedAnswer, JudgedMeans
 from fusion_core.evaluation.judged_scores import Judge, JudgeCosts, JudgedMean, JudgedScores, JudgedTable
 from fusion_core.evaluation.length_control import GamedBaseline, length_controlled_win_rate, read_gamed_baseline
 
@@ -73,7 +73,7 @@ def _length_controlled(rows: Sequence[Row], gamed: GamedBaseline, seed: int) -> 
         np.array([float(len(row["output_1"]) - len(row["output_2"])) for row in judged]),
         [int(row["index"]) for row in judged],
         gamed,
-        resamples=REFITS if len(judged) >= MIN_QUESTIONS_FOR_INTERVAL else 0,
+        resamples=REFITS if len(judged) >= FEWEST_FOR_INTERVAL else 0,
         seed=seed,
     )
     low, high = percentile_interval(draws) if len(draws) else (None, None)

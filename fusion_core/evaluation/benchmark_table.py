@@ -12,13 +12,10 @@ import numpy as np
 from pydantic import Field
 
 from fusion_core.evaluation.benchmark import BenchmarkResult, Metric
-from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
+from fusion_core.evaluation.bootstrap import CONFIDENCE, FEWEST_FOR_INTERVAL, percentile_interval, resampled_sums
 from fusion_core.evaluation.decision import Measure
-from fusion_core.evaluation.score_table import CONFIDENCE
 from fusion_core.record import Record
 
-# Below this many items an interval is far too narrow to be shown.
-MIN_ITEMS_FOR_INTERVAL = 5
 NORMAL_QUANTILE = 1.959964
 
 
@@ -195,7 +192,7 @@ def _mean(result: BenchmarkResult, metric: Metric, resamples: int, seed: int) ->
     if len(scores_I) == 0 and metric.standard_error is not None:
         half = NORMAL_QUANTILE * metric.standard_error
         return Interval(value=metric.mean, low=metric.mean - half, high=metric.mean + half)
-    if len(scores_I) < MIN_ITEMS_FOR_INTERVAL:
+    if len(scores_I) < FEWEST_FOR_INTERVAL:
         return Interval(value=metric.mean)
     if np.isin(scores_I, (0.0, 1.0)).all():
         low, high = wilson_interval(int(scores_I.sum()), len(scores_I))
@@ -213,7 +210,7 @@ def _difference(
     assert ours[1].mean is not None and theirs[1].mean is not None
     mine, others = _scores(*ours), _scores(*theirs)
     common = [item for item in mine if item in others]
-    if len(common) < MIN_ITEMS_FOR_INTERVAL:
+    if len(common) < FEWEST_FOR_INTERVAL:
         return Interval(value=ours[1].mean - theirs[1].mean)
     gains_I = np.array([mine[item] - others[item] for item in common])
     return _drawn(float(gains_I.mean()), gains_I, resamples, seed)

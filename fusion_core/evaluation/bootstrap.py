@@ -10,6 +10,10 @@ import numpy as np
 from fusion_core.errors import EvaluationError
 
 RESAMPLES_AT_ONCE = 256
+# Share of the draws that an interval holds where nobody asks for another.
+CONFIDENCE = 0.95
+# Below this many dialogues, items or questions a percentile interval is far too narrow to be shown.
+FEWEST_FOR_INTERVAL = 5
 
 
 def resampled_sums(values_DM: np.ndarray, strata_D: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -57,7 +61,7 @@ def resampled_sums(values_DM: np.ndarray, strata_D: np.ndarray, resamples: int, 
     return sums_RSM
 
 
-def percentile_interval(draws_R: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+def percentile_interval(draws_R: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the central interval that holds this share of the draws (the percentile bootstrap).
 
     Parameters

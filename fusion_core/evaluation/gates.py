@@ -8,8 +8,9 @@ from statistics import NormalDist
 
 from fusion_core.config import MustBeat, MustNotDrop, PromotionConfig
 from fusion_core.errors import EvaluationError
+from fusion_core.evaluation.bootstrap import CONFIDENCE
 from fusion_core.evaluation.decision import Contender, Decision, GateResult
-from fusion_core.evaluation.score_table import CONFIDENCE, ScoreTable, compare
+from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.record import Record
 
 HELD_OUT = "nats_per_byte"

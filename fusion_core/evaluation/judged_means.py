@@ -10,11 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
+from fusion_core.evaluation.bootstrap import FEWEST_FOR_INTERVAL, percentile_interval, resampled_sums
 from fusion_core.evaluation.judged_scores import JudgedDifference, JudgedMean
-
-# Below this many questions a percentile interval is far too narrow to be shown.
-MIN_QUESTIONS_FOR_INTERVAL = 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class JudgedMeans:
         if not counts_U.any():
             return None, None, None
         value = float(sums_U.sum() / counts_U.sum())
-        if len(np.unique(self._question_U[counts_U.astype(bool)])) < MIN_QUESTIONS_FOR_INTERVAL:
+        if len(np.unique(self._question_U[counts_U.astype(bool)])) < FEWEST_FOR_INTERVAL:
             return value, None, None
         questions = len(self._strata_Q)
         columns = [

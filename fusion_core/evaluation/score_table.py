@@ -10,14 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from fusion_core.errors import EvaluationError
-from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
+from fusion_core.evaluation.bootstrap import CONFIDENCE, FEWEST_FOR_INTERVAL, percentile_interval, resampled_sums
 from fusion_core.evaluation.common_bytes import common_coverage
 from fusion_core.evaluation.held_out_scores import HeldOutScores
 from fusion_core.record import Record
-
-# Below this many dialogues a percentile interval is far too narrow to be shown.
-MIN_DIALOGUES_FOR_INTERVAL = 5
-CONFIDENCE = 0.95
 
 
 class Score(Record):
@@ -161,7 +157,7 @@ def _table(
                 cells.append(Score(nats_per_byte=value))
                 continue
             low = high = None
-            if weighed >= MIN_DIALOGUES_FOR_INTERVAL:
+            if weighed >= FEWEST_FOR_INTERVAL:
                 low, high = percentile_interval(draws_RM[part][:, index] - draws_RM[part][:, pivot], confidence)
             difference = value - float(scores_1M[part][0, pivot])
             cells.append(Score(nats_per_byte=value, difference=difference, low=low, high=high))

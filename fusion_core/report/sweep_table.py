@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from fusion_core.evaluation.bootstrap import CONFIDENCE
 from fusion_core.evaluation.score_table import ScoreTable
 from fusion_core.record import Record
 
 OVERALL = "mean"
-CONFIDENCE = 0.95
 
 
 class SweepRow(Record):
