@@ -49,8 +49,3 @@ class ExtractionStatistics:
     batch_tokens: int
     seconds: float
     own_logits: bool
-
-    @property
-    def positions_per_second(self) -> float:
-        """Response positions per second."""
-        return self.positions / self.seconds if self.seconds else 0.0

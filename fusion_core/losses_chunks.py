@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_core.errors import first_line
 from fusion_core.losses_mixture import Shares, Tail, cross_entropies_then_gradient
 
 # The second is no dynamo exception: settings share one limit on how often the function is compiled anew.
@@ -107,7 +108,7 @@ def compiled_chunk(settings: ChunkSettings, sum_dtype: torch.dtype) -> ChunkFunc
                 return compiled(products_CV, bias, labels, shares)
             except COMPILATION_ERRORS as error:
                 usable = False
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 warnings.warn(f"The fusion loss runs without compilation, which failed: {reason}", stacklevel=2)
         return chunk(products_CV, bias, labels, shares)
 

@@ -103,7 +103,7 @@ def read_mapping(text: str, path: Path) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "the file"
-        problem = getattr(error, "problem", None) or str(error).strip().splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"Recipe {path}: {where} is not valid YAML ({problem}); correct it.") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"Recipe {path}: it cannot be read as YAML ({error}); correct it.") from error

@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_core.distributions import TopK
-from fusion_core.errors import ShardError
+from fusion_core.errors import ShardError, first_line
 from fusion_core.shard_columns import (
     ENCODINGS,
     distribution_schema,
@@ -198,18 +198,6 @@ def read_shard(path: Path) -> Shard:
         raise ShardError(f"The shard {path} is inconsistent: {error}") from error
 
 
-def read_shard_metadata(path: Path) -> ShardMetadata:
-    """Read only what a shard says about itself.
-
-    Raises
-    ------
-    ShardError
-        As `read_shard`.
-    """
-    with _errors_name(path):
-        return _read_metadata(path, pq.read_schema(path))
-
-
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
     try:
@@ -219,7 +207,7 @@ def _errors_name(path: Path) -> Iterator[None]:
     except Exception as error:
         # A broken footer makes the reader fail in ways of every kind, also in decoding names.
         raise ShardError(
-            f"The shard {path} cannot be read ({_first_line(error)}); delete it so that it is computed again."
+            f"The shard {path} cannot be read ({first_line(error)}); delete it so that it is computed again."
         ) from error
 
 
@@ -287,8 +275,3 @@ def _shard_of(table: pa.Table, metadata: ShardMetadata) -> Shard:
         metadata,
         inputs,
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

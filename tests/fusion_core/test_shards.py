@@ -28,7 +28,6 @@ from fusion_core.shards import (
     ShardMetadata,
     TrainingInputs,
     read_shard,
-    read_shard_metadata,
     write_shard,
 )
 
@@ -93,7 +92,6 @@ def test_reads_what_was_written(tmp_path, inputs):
     shard = shard_of(distributions(200, 3000), [0, 0, 80, 80, 199, 200, 200], inputs)
     write_shard(tmp_path / "shard.parquet", shard)
     assert_same(read_shard(tmp_path / "shard.parquet"), shard)
-    assert read_shard_metadata(tmp_path / "shard.parquet") == shard.metadata
 
 
 def test_equal_shards_have_equal_bytes_and_no_partial_file_is_left(tmp_path):
@@ -224,16 +222,14 @@ def test_every_changed_byte_and_every_cut_is_found(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    for read in (read_shard, read_shard_metadata):
-        with pytest.raises(ShardError, match=r"none\.parquet cannot be read"):
-            read(tmp_path / "none.parquet")
+    with pytest.raises(ShardError, match=r"none\.parquet cannot be read"):
+        read_shard(tmp_path / "none.parquet")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
-    for read in (read_shard, read_shard_metadata):
-        with pytest.raises(ShardError, match="no distribution shard"):
-            read(tmp_path / "other.parquet")
+    with pytest.raises(ShardError, match="no distribution shard"):
+        read_shard(tmp_path / "other.parquet")
 
 
 @pytest.mark.parametrize(
