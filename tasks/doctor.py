@@ -14,9 +14,9 @@ import torch
 
 from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.errors import FusionError
+from tasks.open_store import open_store
 from tasks.servers import check_mlflow, check_prefect
 from tasks.settings import Settings
-from tasks.store import open_store
 from tasks.tracking import Tracking, plain_errors
 
 LOW_DISK_BYTES = 20 * 2**30

@@ -54,7 +54,7 @@ def extract_some_shards(
     with disk_errors(f"Making the work folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     with device_slot(workplace.settings, "extract"):
-        publication = Publication(workplace.store, address, folder / "upload")
+        publication = Publication(workplace.store, address)
         extract_missing(fusion, model, dialogues, publication, folder, distribution_names(dialogues)[part::parts])
     shutil.rmtree(folder, ignore_errors=True)
     return Part(address=address, reused=False)

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from fusion_core.errors import StoreError
 from tasks.local_cache import LocalCache, is_verified
-from tasks.local_files import disk_errors, hash_file
+from tasks.local_files import hash_file
 from tasks.manifest import (
     MANIFEST,
     Artifact,
@@ -41,8 +41,6 @@ class Publication:
     store : Store
     address : str
         Where the result belongs, a digest of everything that decides its bytes.
-    scratch : Path
-        Local folder for files that are still being written; created.
 
     Raises
     ------
@@ -50,25 +48,15 @@ class Publication:
         The address is not a relative path without ``..``.
     """
 
-    def __init__(self, store: Store, address: str, scratch: Path) -> None:
+    def __init__(self, store: Store, address: str) -> None:
         self.store = store
         self.address = check_key(address)
-        self.scratch = scratch
         self._entries: dict[str, ManifestEntry] = {}
         self._started = time.monotonic()
-        with disk_errors(f"Creating the scratch folder {scratch}"):
-            scratch.mkdir(parents=True, exist_ok=True)
 
     def manifest(self) -> Manifest | None:
         """Return the manifest when the publication is whole already, else None; `BrokenObjectError` when torn."""
         return read_manifest(self.store, self.address)
-
-    def scratch_path(self, name: str) -> Path:
-        """Return a local path to write the object `name` to before `add`; its folder exists."""
-        path = self.scratch / check_key(name)
-        with disk_errors(f"Creating {path.parent}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     def finished(self, name: str) -> ManifestEntry | None:
         """Return an object's entry when an earlier attempt left it whole in the store, else None.

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.addresses import ResolvedFusion
 from tasks.cache_collection import verify
-from tasks.loading import publish_loading_files
 from tasks.local_files import link_or_copy
 from tasks.manifest import CARD
+from tasks.mlmodel import publish_loading_files
 from tasks.plots import log_plots
 from tasks.publication import Artifact
 from tasks.registry import ADDRESS, CANDIDATE, CHAMPION, NOT_THERE, version_by_alias

@@ -1,9 +1,10 @@
-"""What boto3 raises, as one plain sentence each; values of credentials never appear in one."""
+"""What boto3 raises: repeated where that may help, else one plain sentence that shows no value of a credential."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -22,6 +23,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from fusion_core.errors import StoreError
@@ -39,6 +41,8 @@ TRANSIENT_ERRORS = (
     ResponseStreamingError,
     RetriesExceededError,
 )
+
+Result = TypeVar("Result")
 
 
 def error_code(error: BaseException) -> str:
@@ -64,6 +68,17 @@ def is_transient(error: BaseException) -> bool:
 def is_unreachable(error: BaseException) -> bool:
     """Say whether no server answered; it may only be starting again."""
     return isinstance(error, (EndpointConnectionError, ConnectTimeoutError))
+
+
+def repeated(operation: Callable[[], Result]) -> Result:
+    """Do an operation, and do it again a few times where that may help."""
+    attempts = Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_attempt(4),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        reraise=True,
+    )
+    return attempts(operation)
 
 
 @contextmanager

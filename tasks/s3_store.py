@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal
 
 import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from fusion_core.errors import StoreError
-from tasks.local_files import copy_and_hash, disk_errors, hash_file, update_digest
-from tasks.s3_errors import error_code, is_missing, is_taken, is_transient, s3_errors
+from tasks.local_files import copy_and_hash, disk_errors, hash_file
+from tasks.s3_download import download_in_ranges
+from tasks.s3_errors import is_missing, is_taken, repeated, s3_errors
 from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
 
 MIB = 1 << 20
 # Up to this size one request is faster than several; above it a broken one would cost too much to repeat.
 MULTIPART_THRESHOLD_BYTES = 128 * MIB
 PART_BYTES = 16 * MIB  # of a large file, sent by one request
-RANGE_BYTES = 8 * MIB  # of an object, fetched by one request
-DOWNLOAD_THREADS = 10
 DELETE_BATCH = 1000  # the most keys that S3 takes in one request
 METADATA_SHA256 = "sha256"
-
-Result = TypeVar("Result")
 
 
 class S3Store(Store):
@@ -119,7 +113,7 @@ class S3Store(Store):
 
         name = self._key(key)
         with self._errors(f"Reading {self.url(key)}"), self._missing(key):
-            return _repeated(get)
+            return repeated(get)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         return self._put(key, data, hashlib.sha256(data).digest(), if_absent)
@@ -138,7 +132,7 @@ class S3Store(Store):
         name = self._key(key)
         try:
             with self._errors(f"Reading {self.url(key)}"), self._missing(key), disk_errors(f"Writing {path}"):
-                return _repeated(lambda: self._get_ranges(name, path))
+                return repeated(lambda: download_in_ranges(self._client, self.bucket, name, path))
         except StoreError:
             path.unlink(missing_ok=True)
             raise
@@ -149,7 +143,7 @@ class S3Store(Store):
 
         name = self._key(key)
         with self._errors(f"Reading {self.url(key)}"), self._missing(key):
-            return _repeated(get)
+            return repeated(get)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         if prefix:
@@ -271,48 +265,6 @@ class S3Store(Store):
         with self._errors(f"Looking up {self.url(key)}"), self._missing(key):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
 
-    def _get_ranges(self, name: str, path: Path) -> str:
-        """Fetch an object in ranges, several at a time, and hash them in order; return the SHA-256 (hex)."""
-        digest = hashlib.sha256()
-        with path.open("w+b", buffering=0) as file, ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
-            try:
-                # The first answer says how large the object is.
-                first = self._client.get_object(Bucket=self.bucket, Key=name, Range=f"bytes=0-{RANGE_BYTES - 1}")
-            except ClientError as error:
-                if error_code(error) == "InvalidRange":  # an empty object has none
-                    return digest.hexdigest()
-                raise
-            size = int(first.get("ContentRange", "/0").rpartition("/")[2])
-            starts = range(RANGE_BYTES, size, RANGE_BYTES)
-            rest = [pool.submit(self._get_range, name, first["ETag"], start, path) for start in starts]
-            try:
-                update_digest(digest, first["Body"], file)
-                for start, future in zip(starts, rest, strict=True):
-                    end = start + future.result()
-                    # Out of the page cache without a copy, while later ranges are still on their way.
-                    with mmap.mmap(file.fileno(), end - start, offset=start, access=mmap.ACCESS_READ) as written:
-                        digest.update(written)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return digest.hexdigest()
-
-    def _get_range(self, name: str, etag: str, start: int, path: Path) -> int:
-        """Write one range of an object to its place in the file, and return how many bytes it has."""
-
-        def get() -> int:
-            # The condition keeps ranges of two versions from being mixed.
-            answer = self._client.get_object(
-                Bucket=self.bucket, Key=name, IfMatch=etag, Range=f"bytes={start}-{start + RANGE_BYTES - 1}"
-            )
-            with path.open("r+b", buffering=0) as file:
-                file.seek(start)
-                while chunk := answer["Body"].read(MIB):
-                    file.write(chunk)
-                return file.tell() - start
-
-        return _repeated(get)
-
     @contextmanager
     def _missing(self, key: str) -> Iterator[None]:
         try:
@@ -323,19 +275,9 @@ class S3Store(Store):
             raise
 
 
-def _repeated(operation: Callable[[], Result]) -> Result:
-    attempts = Retrying(
-        retry=retry_if_exception(is_transient),
-        stop=stop_after_attempt(4),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        reraise=True,
-    )
-    return attempts(operation)
-
-
 def _unless_taken(put: Callable[[], None]) -> bool:
     try:
-        _repeated(put)
+        repeated(put)
     except ClientError as error:
         if is_taken(error):
             return False

@@ -161,11 +161,6 @@ class Settings(BaseSettings):
         """Folder of MLflow's artifacts when MLflow is embedded."""
         return self.home / "mlartifacts"
 
-    @property
-    def prefect_home(self) -> Path:
-        """Prefect's home: PREFECT_HOME where it is set, else a folder in the home folder."""
-        return Path(os.environ.get("PREFECT_HOME") or self.home / "prefect").absolute()
-
 
 def split_s3_address(address: str) -> tuple[str, str]:
     """Return bucket and prefix of ``s3://bucket/prefix``; the prefix has no slash at its ends and may be empty.

@@ -15,10 +15,11 @@ from fusion_core.devices import release_memory
 from tasks.device_slots import device_slot
 from tasks.local_cache import LocalCache, open_cache
 from tasks.local_files import disk_errors
+from tasks.open_store import open_store
 from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
 from tasks.run_inputs import log_datasets
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store import Store
 from tasks.tracking import Tracking
 
 # On a fusion's run: which run computed what this one found.
@@ -86,7 +87,7 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
                 if run is not None:
                     read = (find_artifact(workplace.store, address) for address in stage.inputs)
                     log_datasets(tracking, run, workplace.store, [made for made in read if made is not None])
-                publication = Publication(workplace.store, stage.address, folder / "upload")
+                publication = Publication(workplace.store, stage.address)
                 started = time.monotonic()
                 metadata = compute(publication, folder, run)
                 found = publication.finish(

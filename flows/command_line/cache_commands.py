@@ -95,8 +95,8 @@ def collect(
 
 
 def _store() -> Any:
+    from tasks.open_store import open_store
     from tasks.settings import Settings
-    from tasks.store import open_store
 
     return open_store(Settings())
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.command_line import application
+from tasks.open_store import open_store
 from tasks.settings import Settings
-from tasks.store import open_store
 
 
 @pytest.fixture

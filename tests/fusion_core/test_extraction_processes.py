@@ -26,6 +26,7 @@ from fusion_core.models import ResolvedModel, resolve_model
 from fusion_core.placement import Placement
 from fusion_core.shard_extraction import ExtractionJob
 from fusion_core.shards import read_shard
+from tests.messages import one_sentence
 
 CPU = torch.device("cpu")
 STORIES = Path(__file__).resolve().parents[1] / "data" / "stories260k"
@@ -88,12 +89,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, before: str) -> list[subprocess.Pop
     monkeypatch.setattr(extraction_processes, "WORKER", (sys.executable, "-c", script))
     monkeypatch.setattr(extraction_processes.subprocess, "Popen", watch)
     return started
-
-
-def one_sentence(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert "\n" not in message and message.endswith(".") and "Traceback" not in message
-    return message
 
 
 def test_two_processes_write_the_bytes_of_one(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.folder_store import FolderStore
 from tasks.local_cache import LocalCache
-from tasks.store import FolderStore, Store
+from tasks.store import Store
 from tests.tasks.object_server import BUCKET, WRITER, ObjectServer, running_server, server_program
 
 

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tasks import store as store_module
+from tasks import folder_store
+from tasks.folder_store import FolderStore
 from tasks.publication import Publication
-from tasks.store import FolderStore, Store
+from tasks.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARDS = tuple(f"shard-{number:05}.parquet" for number in range(3))
@@ -41,6 +42,14 @@ def start_worker(arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def written(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file below a folder and return its path."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
 def main(options: dict[str, Any]) -> None:
     """Publish, or die trying."""
     store: Store
@@ -53,24 +62,22 @@ def main(options: dict[str, Any]) -> None:
     if "kill" in options:
         die_at(*options["kill"])
     with tempfile.TemporaryDirectory() as scratch:
-        publication = Publication(store, ADDRESS, Path(scratch))
+        publication = Publication(store, ADDRESS)
         if options.get("wait"):
             print("ready", flush=True)
             sys.stdin.readline()
         for name in SHARDS:
             if publication.finished(name):
                 continue
-            path = publication.scratch_path(name)
-            path.write_bytes(shard_bytes(name, options.get("seed", 0)))
-            publication.add(name, path)
+            publication.add(name, written(Path(scratch), name, shard_bytes(name, options.get("seed", 0))))
         artifact = publication.finish(stage="extract", metadata={"inputs": [], "seed": options.get("seed", 0)})
         print(artifact.model_dump_json(), flush=True)
 
 
 def die_at(moment: str, name: str) -> None:
     """Make this process kill itself while it places the object `name` in a folder store."""
-    place = store_module._with_parents
-    copy = store_module.copy_and_hash
+    place = folder_store._with_parents
+    copy = folder_store.copy_and_hash
 
     def placing(action: Any, source: Path, target: Path) -> None:
         if moment == "before" and target.name == name:
@@ -86,9 +93,9 @@ def die_at(moment: str, name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return copy(source, target)
 
-    store_module._with_parents = placing
+    folder_store._with_parents = placing
     if moment == "amid":
-        store_module.copy_and_hash = copying
+        folder_store.copy_and_hash = copying
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ import pytest
 
 from fusion_core.errors import StoreError
 from tasks.cache_collection import collect_garbage, disk_usage, list_artifacts, read_contents, verify
+from tasks.folder_store import FolderStore
 from tasks.publication import Publication, find_artifact
-from tasks.store import FolderStore, Store
+from tasks.store import Store
+from tests.tasks.publishing_worker import written
 
 
 def publish(store: Store, scratch: Path, address: str, inputs: list[str], size: int = 100, finish: bool = True) -> None:
-    publication = Publication(store, address, scratch)
-    path = publication.scratch_path("nested/one.bin")
-    path.write_bytes(address.encode() * size)
-    publication.add("nested/one.bin", path)
+    publication = Publication(store, address)
+    publication.add("nested/one.bin", written(scratch, "nested/one.bin", address.encode() * size))
     if finish:
         publication.finish(stage=address.partition("/")[0], metadata={"inputs": inputs})
 

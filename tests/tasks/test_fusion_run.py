@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from fusion_core.errors import TrainingError, TrainingInterruptedError
+from tasks.folder_store import FolderStore
 from tasks.publication import Publication
 from tasks.run_inputs import log_datasets
 from tasks.run_ownership import owned_run
-from tasks.store import FolderStore
 from tasks.tracking import ATTEMPT, ERROR, Tracking
 from tasks.workplace import COMPUTED_BY, Stage, Workplace, compute_once, open_workplace
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.loading import publish_loading_files
+from tasks.mlmodel import publish_loading_files
 from tasks.promotion import PromotionError, move_champion
 from tasks.publication import Publication
 from tasks.registry import ADDRESS, CHAMPION, version_by_alias
@@ -48,7 +48,7 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     client.create_registered_model(NAME)
     made = []
     for address in ("merged/a/1", "merged/b/1"):
-        publication = Publication(workplace.store, address, tmp_path / "scratch")
+        publication = Publication(workplace.store, address)
         (tmp_path / "config.json").write_text("{}")
         publication.add("config.json", tmp_path / "config.json")
         publication.finish(stage="merge", metadata={})

@@ -18,27 +18,34 @@ from pydantic import ValidationError
 from fusion_core.errors import StoreError
 from tasks import s3_store as s3_store_module
 from tasks.cache_collection import read_contents, verify
+from tasks.folder_store import FolderStore
 from tasks.local_cache import LocalCache
 from tasks.manifest import MANIFEST, Manifest, decode_manifest, encode_manifest, read_manifest
 from tasks.publication import Publication, discard, fetch_file, fetch_folder, find_artifact
 from tasks.s3_store import S3Store
-from tasks.store import BrokenObjectError, FolderStore, Store
+from tasks.store import BrokenObjectError, Store
 from tests.tasks.faulty_proxy import faulty_proxy
 from tests.tasks.object_server import BUCKET, ObjectServer
-from tests.tasks.publishing_worker import ADDRESS, REPOSITORY, SHARDS, shard_bytes, start_worker, worker_arguments
+from tests.tasks.publishing_worker import (
+    ADDRESS,
+    REPOSITORY,
+    SHARDS,
+    shard_bytes,
+    start_worker,
+    worker_arguments,
+    written,
+)
 
 
 def publish(store: Store, scratch: Path, seed: int = 0, stop_before: str | None = None) -> list[str]:
     """Publish the worker's three shards, and return the names of those that had to be computed."""
-    publication = Publication(store, ADDRESS, scratch)
+    publication = Publication(store, ADDRESS)
     computed = []
     for name in SHARDS:
         if name == stop_before:
             return computed
         if publication.finished(name) is None:
-            path = publication.scratch_path(name)
-            path.write_bytes(shard_bytes(name, seed))
-            publication.add(name, path)
+            publication.add(name, written(scratch, name, shard_bytes(name, seed)))
             computed.append(name)
     publication.finish(stage="extract", metadata={"inputs": [], "seed": seed})
     return computed
@@ -62,11 +69,9 @@ def damage(store: Store, name: str, how: str) -> None:
 
 def test_a_publication_is_found_whole(store: Store, cache: LocalCache, tmp_path: Path) -> None:
     assert find_artifact(store, ADDRESS) is None
-    publication = Publication(store, ADDRESS, tmp_path / "scratch")
+    publication = Publication(store, ADDRESS)
     for name in ("model.safetensors", "nested/config.json"):
-        path = publication.scratch_path(name)
-        path.write_bytes(shard_bytes(name))
-        entry = publication.add(name, path)
+        entry = publication.add(name, written(tmp_path, name, shard_bytes(name)))
         assert entry.sha256 == hashlib.sha256(shard_bytes(name)).hexdigest()
     assert publication.manifest() is None and find_artifact(store, ADDRESS) is None
     artifact = publication.finish(stage="train", metadata={"inputs": ["fused/a"], "loss": 1.5})
@@ -167,7 +172,7 @@ def test_every_changed_byte_of_a_manifest_is_noticed() -> None:
 
 
 def test_metadata_must_be_json(folder_store: FolderStore, tmp_path: Path) -> None:
-    publication = Publication(folder_store, ADDRESS, tmp_path / "scratch")
+    publication = Publication(folder_store, ADDRESS)
     with pytest.raises(StoreError, match="NaN or infinity"):
         publication.finish(stage="s", metadata={"loss": float("nan")})
     with pytest.raises(ValidationError):
@@ -176,14 +181,14 @@ def test_metadata_must_be_json(folder_store: FolderStore, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "", MANIFEST])
 def test_names_stay_inside_the_publication(folder_store: FolderStore, tmp_path: Path, name: str) -> None:
-    publication = Publication(folder_store, ADDRESS, tmp_path / "scratch")
+    publication = Publication(folder_store, ADDRESS)
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StoreError):
         publication.add(name, tmp_path / "file")
     with pytest.raises(StoreError):
         publication.finished(name)
     with pytest.raises(StoreError, match="cannot be a key"):
-        Publication(folder_store, "distributions/../../x", tmp_path / "scratch")
+        Publication(folder_store, "distributions/../../x")
 
 
 def test_broken_object_errors_survive_pickling() -> None:
@@ -192,7 +197,7 @@ def test_broken_object_errors_survive_pickling() -> None:
 
 
 def test_an_object_that_vanishes_before_the_manifest_stops_it(store: Store, tmp_path: Path) -> None:
-    publication = Publication(store, ADDRESS, tmp_path / "scratch")
+    publication = Publication(store, ADDRESS)
     (tmp_path / "file").write_bytes(b"x")
     publication.add("one", tmp_path / "file")
     store.delete([f"{ADDRESS}/one"])
@@ -205,12 +210,10 @@ def test_files_of_an_artifact_keep_their_names_beside_anothers_bytes(
     store: Store, cache: LocalCache, tmp_path: Path
 ) -> None:
     """Two workers whose bytes differ: the first manifest wins, and no result is mixed of both."""
-    workers = [Publication(store, ADDRESS, tmp_path / str(seed)) for seed in range(2)]
+    workers = [Publication(store, ADDRESS) for _ in range(2)]
     for first, name in ((0, SHARDS[0]), (1, SHARDS[1])):
         for seed in (first, 1 - first):
-            path = workers[seed].scratch_path(name)
-            path.write_bytes(shard_bytes(name, seed))
-            workers[seed].add(name, path)
+            workers[seed].add(name, written(tmp_path, name, shard_bytes(name, seed)))
     won = workers[1].finish(stage="train", metadata={"inputs": [], "seed": 1})
     lost = workers[0].finish(stage="train", metadata={"inputs": [], "seed": 0})
     assert not won.reused and lost.reused and lost.digest == won.digest and lost.metadata["seed"] == 1
@@ -331,7 +334,7 @@ def test_a_manifest_whose_answer_was_lost_is_ones_own(aws_environment: ObjectSer
     only = ("PUT", MANIFEST)
     with faulty_proxy(aws_environment.endpoint_url, only=only, only_fault="lost answer", only_times=1) as proxy:
         store = S3Store(BUCKET, f"tests/{tmp_path.name}", endpoint_url=proxy.endpoint_url)
-        publication = Publication(store, ADDRESS, tmp_path / "scratch")
+        publication = Publication(store, ADDRESS)
         artifact = publication.finish(stage="s", metadata={})
         assert proxy.faults["lost answer"] == 1
     assert not artifact.reused

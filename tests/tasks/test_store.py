@@ -7,31 +7,25 @@ import errno
 import hashlib
 import os
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from fusion_core.errors import ConfigError, StoreError
+from fusion_core.errors import StoreError
+from tasks import s3_download
 from tasks import s3_store as s3_store_module
+from tasks.folder_store import FolderStore
 from tasks.s3_store import S3Store
-from tasks.settings import Settings
-from tasks.store import FolderStore, MissingObjectError, Store, open_store
+from tasks.store import MissingObjectError, Store
+from tests.messages import one_sentence
 from tests.tasks.faulty_proxy import faulty_proxy
-from tests.tasks.object_server import BUCKET, READER, ObjectServer, free_ports
+from tests.tasks.object_server import BUCKET, ObjectServer
 
 KEY = "distributions/0a/1b/shard-00000.parquet"
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
-    message = str(error.value)
-    assert "\n" not in message and message.endswith(".") and "secret" not in message and "Traceback" not in message
-    return message
 
 
 def test_objects_come_back_as_they_were_sent(store: Store, tmp_path: Path) -> None:
@@ -108,7 +102,7 @@ def test_large_files_go_in_parts_and_come_in_ranges(
 ) -> None:
     monkeypatch.setattr(s3_store_module, "MULTIPART_THRESHOLD_BYTES", 6 << 20)
     monkeypatch.setattr(s3_store_module, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(s3_store_module, "RANGE_BYTES", 3 << 20)
+    monkeypatch.setattr(s3_download, "RANGE_BYTES", 3 << 20)
     store = S3Store(BUCKET, "tests/parts", endpoint_url=aws_environment.endpoint_url)
     data = os.urandom((13 << 20) + 7)
     (tmp_path / "file").write_bytes(data)
@@ -181,88 +175,6 @@ def test_a_server_that_only_fails_is_named(aws_environment: ObjectServer) -> Non
         one_sentence(error)
 
 
-def open_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str, bucket: str = BUCKET) -> Store:
-    monkeypatch.setenv("FUSELINE_STORE", f"s3://{bucket}/tests/open")
-    monkeypatch.setenv("FUSELINE_S3_ENDPOINT_URL", endpoint)
-    return open_store(Settings())
-
-
-def test_open_store(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert isinstance(open_s3(monkeypatch, aws_environment.endpoint_url), S3Store)
-    monkeypatch.setenv("FUSELINE_STORE", str(tmp_path / "folder"))
-    assert open_store(Settings()).url("") == (tmp_path / "folder").as_uri()
-
-
-def test_no_bucket(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"no bucket 'absent'.*FUSELINE_STORE") as error:
-        open_s3(monkeypatch, aws_environment.endpoint_url, "absent")
-    one_sentence(error)
-
-
-def test_nobody_at_the_endpoint(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"no server answers at http://127.0.0.1.*FUSELINE_S3_ENDPOINT_URL") as error:
-        open_s3(monkeypatch, f"http://127.0.0.1:{free_ports(1)[0]}")
-    one_sentence(error)
-
-
-@pytest.mark.parametrize("status", [200, 404, 405])
-def test_something_else_at_the_endpoint(
-    aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(b"<html><body>A web server<br></body></html>")
-
-        def log_message(self, *args: object) -> None:
-            """Keep quiet."""
-
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(StoreError, match="is no S3 server") as error:
-            open_s3(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
-    finally:
-        server.shutdown()
-        server.server_close()
-    one_sentence(error)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"), [("AWS_ACCESS_KEY_ID", "stranger"), ("AWS_SECRET_ACCESS_KEY", "no-secret")]
-)
-def test_wrong_credentials(
-    aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(StoreError, match="does not accept these credentials") as error:
-        open_s3(monkeypatch, aws_environment.endpoint_url)
-    one_sentence(error)
-
-
-def test_no_credentials(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(StoreError, match="there are no credentials; set AWS_ACCESS_KEY_ID") as error:
-        open_s3(monkeypatch, aws_environment.endpoint_url)
-    one_sentence(error)
-    monkeypatch.setenv("AWS_PROFILE", "absent")
-    with pytest.raises(StoreError, match="AWS_PROFILE"):
-        open_s3(monkeypatch, aws_environment.endpoint_url)
-
-
-def test_no_permission(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER[0])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
-    store = open_s3(monkeypatch, aws_environment.endpoint_url)
-    with pytest.raises(StoreError, match=f"Writing s3://{BUCKET}/tests/open/a/b failed: .*no permission") as error:
-        store.write("a/b", b"x")
-    one_sentence(error)
-
-
 def test_a_full_disk_leaves_no_half_files(
     folder_store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +185,7 @@ def test_a_full_disk_leaves_no_half_files(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder_store.upload("a/there", tmp_path / "file")
-    monkeypatch.setattr("tasks.store.copy_and_hash", full)
+    monkeypatch.setattr("tasks.folder_store.copy_and_hash", full)
     for attempt in (
         lambda: folder_store.upload(KEY, tmp_path / "file"),
         lambda: folder_store.download("a/there", tmp_path / "back"),
@@ -319,54 +231,3 @@ def test_leftovers_of_killed_transfers_are_found(store: Store, aws_environment: 
     assert list(store.list()) == []
     store.delete_leftovers(found)
     assert list(store.leftovers(0)) == []
-
-
-def test_settings_default_to_everything_embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith("FUSELINE_") or name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    settings = Settings()
-    home = tmp_path / ".fuseline"
-    assert settings.store == str(home / "store")
-    assert settings.cache_folder == home / "cache"
-    assert settings.tracking_uri == f"sqlite:///{home}/mlflow.db"
-    assert settings.tracking_artifacts == home / "mlartifacts"
-    assert settings.prefect_home == home / "prefect"
-    assert settings.prefect_api_url is None
-
-
-def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    values = {"STORE": "s3://team/fusions/", "CACHE_DIR": "fast", "CACHE_SIZE": "2GiB", "S3_ADDRESSING": "virtual"}
-    for name, value in values.items():
-        monkeypatch.setenv(f"FUSELINE_{name}", value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    settings = Settings()
-    assert settings.store == "s3://team/fusions/"
-    assert settings.cache_folder == tmp_path / "fast"
-    assert settings.cache_size == 2 * 2**30
-    assert settings.tracking_uri == "http://mlflow:5000"
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("FUSELINE_STORE", "s3://", "FUSELINE_STORE cannot be used: expected an address such as s3://bucket/prefix"),
-        ("FUSELINE_STORE", "s3:/bucket", "FUSELINE_STORE cannot be used"),
-        ("FUSELINE_STORE", "s3://bucket/a/../b", "FUSELINE_STORE cannot be used"),
-        ("FUSELINE_STORE", "s3://my bucket/a", "FUSELINE_STORE cannot be used: no bucket can be called 'my bucket'"),
-        ("FUSELINE_STORE", "gs://bucket/prefix", "FUSELINE_STORE cannot be used: expected a folder"),
-        ("FUSELINE_S3_ENDPOINT_URL", "localhost:8333", "FUSELINE_S3_ENDPOINT_URL cannot be used"),
-        ("FUSELINE_S3_ENDPOINT_URL", "http://me:my-secret@host", "credentials belong into AWS_ACCESS_KEY_ID"),
-        ("FUSELINE_S3_ADDRESSING", "dns", "FUSELINE_S3_ADDRESSING cannot be used"),
-        ("FUSELINE_CACHE_SIZE", "plenty", "FUSELINE_CACHE_SIZE cannot be used"),
-        ("FUSELINE_CACHE_SIZE", "-1", "FUSELINE_CACHE_SIZE cannot be used"),
-        ("FUSELINE_STOER", "x", "FUSELINE_STOER is not known; did you mean FUSELINE_STORE?"),
-    ],
-)
-def test_nonsense_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str) -> None:
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError) as error:
-        Settings()
-    assert message in str(error.value) and "\n" not in str(error.value) and "my-secret" not in str(error.value)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tasks import store_lock
-from tasks.store import FolderStore, Store
+from tasks.folder_store import FolderStore
+from tasks.store import Store
 from tasks.store_lock import LockedError, StoreLock, held, owner_is_gone
 
 SILENCE = 0.6
@@ -114,7 +115,7 @@ def test_a_killed_process_of_this_machine_is_seen_at_once(folder_store: FolderSt
     program = f"""
         import time
         from pathlib import Path
-        from tasks.store import FolderStore
+        from tasks.folder_store import FolderStore
         from tasks.store_lock import StoreLock
         lock = StoreLock(FolderStore(Path({str(folder_store.root)!r})), "a")
         assert lock.try_acquire()

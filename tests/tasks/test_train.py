@@ -19,8 +19,8 @@ from fusion_core.models import ResolvedModel, resolve_model
 from fusion_core.training import train_target
 from fusion_core.training_processes import free_port
 from tasks.addresses import ResolvedFusion
+from tasks.folder_store import FolderStore
 from tasks.publication import Artifact, Publication, find_artifact
-from tasks.store import FolderStore
 from tasks.train import train_on_fused
 from tasks.training_checkpoints import StoredCheckpoints
 from tests.conftest import REPOSITORY
@@ -52,8 +52,8 @@ def fusion_of(pivot: Path, **training) -> ResolvedFusion:  # noqa: F811
     return ResolvedFusion(config, resolve_model(config.pivot), (source,), (), "dd" * 32, "template")
 
 
-def publish_fused(store: FolderStore, scratch: Path, fusion: ResolvedFusion, shards: list[Path]) -> Artifact:  # noqa: F811
-    publication = Publication(store, fusion.fused(fusion.sources), scratch)
+def publish_fused(store: FolderStore, fusion: ResolvedFusion, shards: list[Path]) -> Artifact:  # noqa: F811
+    publication = Publication(store, fusion.fused(fusion.sources))
     for shard in shards:
         publication.add(shard.name, shard)
     return publication.finish(stage="fuse", metadata={"shards": [shard.name for shard in shards]})
@@ -89,7 +89,7 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(pivot, shards,
 
     store = FolderStore(tmp_path / "store")
     fusion = fusion_of(pivot)
-    fused = publish_fused(store, tmp_path / "scratch", fusion, shards)
+    fused = publish_fused(store, fusion, shards)
     address = fusion.target(fusion.sources)
     with machine("one", tmp_path, cut), pytest.raises(PowerCutError):
         train_on_fused(fusion, "target-a", fusion.sources, fused)
@@ -118,7 +118,7 @@ def test_another_machine_goes_on_from_the_store_to_the_same_bytes(pivot, shards,
 def test_processes_of_an_outside_launch_train_one_target_that_the_first_publishes(pivot, shards, tmp_path):  # noqa: F811
     store = FolderStore(tmp_path / "store")
     fusion = fusion_of(pivot)
-    publish_fused(store, tmp_path / "scratch", fusion, shards)
+    publish_fused(store, fusion, shards)
     launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     launch += ["--master-port", str(free_port()), "-m", "tests.tasks.outside_train", str(tmp_path), str(pivot)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -135,7 +135,7 @@ def test_a_killed_process_is_gone_on_from_by_another_machine(pivot, shards, tmp_
     store = FolderStore(tmp_path / "store")
     # Long enough to be killed in between.
     fusion = fusion_of(pivot, epochs=100, keep_checkpoints=1)
-    fused = publish_fused(store, tmp_path / "scratch", fusion, shards)
+    fused = publish_fused(store, fusion, shards)
     address = fusion.target(fusion.sources)
     script = (
         "import sys; from pathlib import Path; from tests.tasks.test_train import *; from tasks.train import *;"
@@ -163,7 +163,7 @@ def test_checkpoints_stay_at_home_unless_asked_for(pivot, shards, tmp_path):  # 
     store = FolderStore(tmp_path / "store")
     fusion = fusion_of(pivot, checkpoints_in_store=False)
     assert fusion.target(fusion.sources) == fusion_of(pivot).target(fusion.sources)
-    fused = publish_fused(store, tmp_path / "scratch", fusion, shards)
+    fused = publish_fused(store, fusion, shards)
     seen = []
 
     def look(done: int, total: int) -> None:
