@@ -14,7 +14,8 @@ from transformers.utils import is_flash_attn_2_available
 from fusion_core.config import ExtractionConfig
 from fusion_core.devices import compute_dtype
 from fusion_core.errors import ConfigError
-from fusion_core.models import ResolvedModel, count_parameters, load_model
+from fusion_core.model_loading import load_model
+from fusion_core.models import ResolvedModel, count_parameters
 from fusion_core.quantization import BYTES_PER_PARAMETER, check_quantization
 from fusion_core.vllm_backend import check_vllm
 

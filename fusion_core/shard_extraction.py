@@ -15,7 +15,8 @@ from fusion_core.dialogues import load_dialogues
 from fusion_core.encoding import Encoder
 from fusion_core.extraction import count_ids, extract_shard
 from fusion_core.extraction_statistics import ExtractionStatistics
-from fusion_core.models import ResolvedModel, load_tokenizer
+from fusion_core.model_loading import load_tokenizer
+from fusion_core.models import ResolvedModel
 from fusion_core.placement import Placement, load_for_reading
 from fusion_core.progress import Advance, ignore_progress
 from fusion_core.shards import Shard, ShardMetadata, write_shard

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from fusion_core.errors import ModelError
-from fusion_core.planning.costs import training_flops
 from fusion_core.planning.counts import EncodedCounts
+from fusion_core.planning.model_costs import training_flops
 from fusion_core.planning.sizes import ModelSize, size_from_config
 
 # Peak of dense bf16 products per second, from the makers' data sheets; the first name that is part of the device's.

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 from fusion_core.config import TrainingConfig
 from fusion_core.devices import compute_dtype
 from fusion_core.errors import TrainingError, TrainingInterruptedError
-from fusion_core.models import ResolvedModel, read_model_config
+from fusion_core.model_loading import read_model_config
+from fusion_core.models import ResolvedModel
 from fusion_core.training_adapters import merge_adapters
 from fusion_core.training_checkpoints import WHOLE, TrainingCheckpoints
 from fusion_core.training_data import Batch, FusedShards, MicroBatch, load_batch

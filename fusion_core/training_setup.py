@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fusion_core.errors import TrainingError
 from fusion_core.losses_mixture import Tail
-from fusion_core.models import ResolvedModel, load_model, read_model_config
+from fusion_core.model_loading import load_model, read_model_config
+from fusion_core.models import ResolvedModel
 from fusion_core.training_adapters import add_adapters
 from fusion_core.training_data import FusedShards
 from fusion_core.training_devices import distributed, is_spread

@@ -16,7 +16,8 @@ from fusion_core.evaluation.alpaca_eval import (
     read_outputs,
 )
 from fusion_core.evaluation.alpaca_scores import score_annotations
-from fusion_core.evaluation.generation import Sampling, choose_engine, open_generator
+from fusion_core.evaluation.generation import Sampling
+from fusion_core.evaluation.generation_engines import choose_engine, open_generator
 from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.models import ResolvedModel
 from fusion_core.progress import show_progress
@@ -27,11 +28,11 @@ from tasks.judging import (
     ALGORITHM_VERSIONS,
     deciding_settings,
     describe_judge,
-    identity_of,
-    metadata_of,
+    model_identity,
     open_judge,
     total_costs,
 )
+from tasks.manifest import metadata_of
 from tasks.publication import Artifact, Publication
 from tasks.settings import Settings
 from tasks.stage_task import stage_task
@@ -172,7 +173,7 @@ def outputs_address(fusion: ResolvedFusion, model: Model | str, benchmark: Alpac
         config.seed,
         choose_engine(model if isinstance(model, ResolvedModel) else None),
     )
-    return f"answers/{identity_of(fusion, model)}/{benchmark.digest[:ADDRESS_DIGITS]}/{spec}"
+    return f"answers/{model_identity(fusion, model)}/{benchmark.digest[:ADDRESS_DIGITS]}/{spec}"
 
 
 def annotations_address(fusion: ResolvedFusion, model: Model | str, benchmark: AlpacaEval) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 from fusion_core.devices import default_device
 from fusion_core.evaluation.held_out import score_held_out
 from fusion_core.evaluation.held_out_scores import HeldOutScores
-from fusion_core.models import ResolvedModel, load_tokenizer
+from fusion_core.model_loading import load_tokenizer
+from fusion_core.models import ResolvedModel
 from fusion_core.placement import load_for_reading, place
 from fusion_core.progress import show_progress
 from tasks.addresses import ResolvedFusion

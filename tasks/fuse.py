@@ -13,7 +13,8 @@ from fusion_core.alignment.coverage import Coverage
 from fusion_core.alignment.statistics import add_counts, count_aligned_pairs
 from fusion_core.dialogues import load_dialogues
 from fusion_core.encoding import Encoder
-from fusion_core.models import ResolvedModel, load_tokenizer
+from fusion_core.model_loading import load_tokenizer
+from fusion_core.models import ResolvedModel
 from fusion_core.pairing import fuse_shard, pair_vocabulary
 from fusion_core.progress import show_progress
 from fusion_core.shards import read_shard, write_shard

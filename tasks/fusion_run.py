@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from fusion_core.recipes import recipe_yaml
 from tasks.addresses import ResolvedFusion
-from tasks.lineage_record import LINEAGE, LineageRecord, identity_of, lineage_record
+from tasks.lineage_record import LINEAGE, LineageRecord, fusion_identity, lineage_record
 from tasks.publication import find_artifact
 from tasks.run_ownership import owned_run
 from tasks.settings import Settings
@@ -31,7 +31,7 @@ def fusion_run(fusion: ResolvedFusion) -> Iterator[str]:
     workplace = open_workplace()
     tracking = workplace.tracking(config.registry.experiment)
     record = lineage_record(fusion)
-    with owned_run(tracking, workplace.store, config.name, identity_of(fusion), _tags(record)) as run:
+    with owned_run(tracking, workplace.store, config.name, fusion_identity(fusion), _tags(record)) as run:
         tracking.log(run, parameters=flatten(config.model_dump(mode="json")))
         tracking.log_text(run, recipe_yaml(config), RECIPE)
         tracking.log_text(run, record.model_dump_json(indent=1), LINEAGE)

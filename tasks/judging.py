@@ -11,6 +11,7 @@ from fusion_core.evaluation.judged_scores import Judge, JudgeCosts
 from fusion_core.evaluation.judging import ChatClient, Endpoint, JudgeModel, JudgeSettings, ReplyLog
 from fusion_core.models import ResolvedModel
 from tasks.addresses import ResolvedFusion, digest_of
+from tasks.manifest import metadata_of
 from tasks.publication import Artifact
 from tasks.settings import Settings
 
@@ -50,14 +51,9 @@ def deciding_settings(config: JudgeConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in DECIDING_SETTINGS}
 
 
-def identity_of(fusion: ResolvedFusion, model: ResolvedModel | Artifact | str) -> str:
+def model_identity(fusion: ResolvedFusion, model: ResolvedModel | Artifact | str) -> str:
     """Return what names a model in addresses, as in those of its held-out scores."""
     return PurePosixPath(fusion.scores(model.address if isinstance(model, Artifact) else model)).parts[1]
-
-
-def metadata_of(artifact: Artifact) -> dict[str, Any]:
-    """Return what a stage said of its result."""
-    return dict(artifact.metadata)
 
 
 def total_costs(artifacts: Iterable[Artifact]) -> JudgeCosts:

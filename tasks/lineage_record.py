@@ -140,7 +140,7 @@ def pinned_recipe(fusion: ResolvedFusion) -> FusionConfig:
     return FusionConfig.model_validate(values)
 
 
-def identity_of(fusion: ResolvedFusion) -> str:
+def fusion_identity(fusion: ResolvedFusion) -> str:
     """Return what a run and its continuation have in common: equal settings of equal models on equal data."""
     return digest_of(
         fusion.config.model_dump(mode="json"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -62,6 +63,11 @@ class Artifact(_Record):
     metadata: dict[str, JsonValue]
     reused: bool = Field(description="Found whole, or another worker's, instead of published by this one.")
     seconds: float = Field(description="From opening the publication to its manifest; 0 when it was found.")
+
+
+def metadata_of(artifact: Artifact) -> dict[str, Any]:
+    """Return what a stage said of its result."""
+    return dict(artifact.metadata)
 
 
 def is_beside_manifest(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_core.config.judging import JudgeConfig, MtBenchConfig
-from fusion_core.evaluation.generation import choose_engine, open_generator
+from fusion_core.evaluation.generation_engines import choose_engine, open_generator
 from fusion_core.evaluation.jsonl import read_jsonl, write_jsonl
 from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.evaluation.mt_bench import (
@@ -31,11 +31,11 @@ from tasks.judging import (
     ALGORITHM_VERSIONS,
     deciding_settings,
     describe_judge,
-    identity_of,
-    metadata_of,
+    model_identity,
     open_judge,
     total_costs,
 )
+from tasks.manifest import metadata_of
 from tasks.publication import Artifact, Publication
 from tasks.settings import Settings
 from tasks.stage_task import stage_task
@@ -222,7 +222,7 @@ def answers_address(fusion: ResolvedFusion, model: Model | str, benchmark: MtBen
         config.seed,
         choose_engine(model if isinstance(model, ResolvedModel) else None),
     )
-    return f"answers/{identity_of(fusion, model)}/{benchmark.digest[:ADDRESS_DIGITS]}/{spec}"
+    return f"answers/{model_identity(fusion, model)}/{benchmark.digest[:ADDRESS_DIGITS]}/{spec}"
 
 
 def judgments_address(fusion: ResolvedFusion, model: Model | str, benchmark: MtBench) -> str:

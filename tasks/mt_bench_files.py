@@ -10,8 +10,9 @@ from typing import Any
 from fusion_core.config import ModelConfig
 from fusion_core.config.judging import JudgeConfig
 from fusion_core.errors import ConfigError
-from fusion_core.evaluation.generation import Generator, open_generator
+from fusion_core.evaluation.generation import Generator
 from fusion_core.evaluation.generation_endpoint import EndpointGenerator
+from fusion_core.evaluation.generation_engines import open_generator
 from fusion_core.evaluation.jsonl import read_jsonl, write_jsonl
 from fusion_core.evaluation.judged_scores import Judge, JudgedTable
 from fusion_core.evaluation.judging import ChatClient, Endpoint

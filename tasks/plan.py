@@ -10,7 +10,8 @@ from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.dialogues import Dialogue, load_dialogues, prepare_dialogues
 from fusion_core.encoding import Encoder
 from fusion_core.errors import DialogueError, FusionError, ModelError
-from fusion_core.models import load_tokenizer, resolve_model
+from fusion_core.model_loading import load_tokenizer
+from fusion_core.models import resolve_model
 from fusion_core.planning import (
     EncodedCounts,
     Plan,
@@ -19,7 +20,7 @@ from fusion_core.planning import (
     plan_costs,
     read_model_size,
 )
-from fusion_core.planning.costs import Status
+from fusion_core.planning.plan import Status
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 from tasks.publication import find_artifact
 from tasks.resolve import resolve_fusion

@@ -9,7 +9,9 @@ from fusion_core.config import FusionConfig
 from fusion_core.dialogues import dataset_digest, resolve_file
 from fusion_core.errors import ConfigError
 from fusion_core.evaluation.benchmarks import benchmarks_of
-from fusion_core.models import check_checkpoint, check_own_code, check_tokenizer_fits, load_tokenizer, resolve_model
+from fusion_core.model_checks import check_checkpoint, check_own_code, check_tokenizer_fits
+from fusion_core.model_loading import load_tokenizer
+from fusion_core.models import resolve_model
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 from tasks.judged_data import check_judged
 

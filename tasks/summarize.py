@@ -29,14 +29,13 @@ from tasks.addresses import FUSED, ResolvedFusion
 from tasks.benchmarks import benchmark_table, read_result
 from tasks.evaluate import read_scores
 from tasks.judged import JudgedModel, copy_judged_files, judged_tables
-from tasks.manifest import CARD
+from tasks.manifest import CARD, metadata_of
 from tasks.prepare import PreparedDialogues, read_split
 from tasks.publication import Artifact
 from tasks.summary_rows import (
     coverage_rows,
     data_rows,
     merge_summary,
-    metadata,
     model_rows,
     stage_rows,
     training_curve,
@@ -104,7 +103,7 @@ def write_summary(
         peak_memory_bytes=_peak_memory_bytes(),
         models=model_rows(fusion, checkpoints),
         data=data_rows(fusion, dialogues),
-        quarantined_dialogues=metadata(dialogues.train)["quarantined"],
+        quarantined_dialogues=metadata_of(dialogues.train)["quarantined"],
         scores=table,
         benchmarks=benchmark_table(results, config),
         judged=judged_tables(fusion, judged),

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fusion_core.alignment.coverage import Coverage
 from fusion_core.config import ModelConfig
 from fusion_core.model_card import read_license
-from fusion_core.models import ResolvedModel, count_parameters, load_tokenizer
+from fusion_core.model_loading import load_tokenizer
+from fusion_core.models import ResolvedModel, count_parameters
 from fusion_core.report.run_summary import CoverageRow, DataRow, MergeSummary, ModelRow, Role, StageRow, TrainingCurve
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
 from tasks.judged import JudgedModel
+from tasks.manifest import metadata_of
 from tasks.prepare import PreparedDialogues
 from tasks.publication import Artifact
-
-
-def metadata(artifact: Artifact) -> dict[str, Any]:
-    """Return what a stage said of its result."""
-    return dict(artifact.metadata)
 
 
 def stage_rows(
@@ -46,15 +42,15 @@ def stage_rows(
     return tuple(
         StageRow(
             stage=stage,
-            subject=metadata(made)["subject"],
+            subject=metadata_of(made)["subject"],
             status="cached" if made.reused else "computed",
-            seconds=0.0 if made.reused else metadata(made)["seconds"],
+            seconds=0.0 if made.reused else metadata_of(made)["seconds"],
             bytes=made.bytes,
             positions=_positions(made),
             address=made.address,
-            seconds_when_computed=metadata(made)["seconds"],
+            seconds_when_computed=metadata_of(made)["seconds"],
             # Each process of a stage works on a device of its own.
-            devices=metadata(made).get("processes") or 1,
+            devices=metadata_of(made).get("processes") or 1,
         )
         for stage, artifacts in parts
         for made in artifacts
@@ -63,7 +59,7 @@ def stage_rows(
 
 def _positions(made: Artifact) -> int | None:
     # Training counts the positions of all its passes over the data.
-    said = metadata(made)
+    said = metadata_of(made)
     count: int | None = said.get("positions", said.get("training", {}).get("positions"))
     return count
 
@@ -100,7 +96,7 @@ def model_rows(fusion: ResolvedFusion, checkpoints: Mapping[str, Artifact]) -> t
 
 def data_rows(fusion: ResolvedFusion, dialogues: PreparedDialogues) -> tuple[DataRow, ...]:
     """Count the dialogues of each domain."""
-    train, held_out = (metadata(part)["domains"] for part in (dialogues.train, dialogues.held_out))
+    train, held_out = (metadata_of(part)["domains"] for part in (dialogues.train, dialogues.held_out))
     return tuple(
         DataRow(
             domain=domain,
@@ -116,7 +112,7 @@ def data_rows(fusion: ResolvedFusion, dialogues: PreparedDialogues) -> tuple[Dat
 
 def coverage_rows(fused: Artifact, names: Sequence[str]) -> list[CoverageRow]:
     """Read how far each source reached out of a manifest; ``names`` is what this run calls them, in their order."""
-    coverage = Coverage.from_json(dict(zip(names, metadata(fused)["coverage"], strict=True)))
+    coverage = Coverage.from_json(dict(zip(names, metadata_of(fused)["coverage"], strict=True)))
     return [
         CoverageRow(
             source=source,
@@ -135,8 +131,8 @@ def coverage_rows(fused: Artifact, names: Sequence[str]) -> list[CoverageRow]:
 
 def training_curve(name: str, made: Artifact) -> TrainingCurve:
     """Read the loss curve out of a checkpoint's manifest."""
-    lm_weight = metadata(made)["lm_weight"]
-    windows = metadata(made)["training"]["windows"]
+    lm_weight = metadata_of(made)["lm_weight"]
+    windows = metadata_of(made)["training"]["windows"]
     return TrainingCurve(
         target=name,
         lm_weight=lm_weight,

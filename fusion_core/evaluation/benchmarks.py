@@ -21,7 +21,8 @@ from fusion_core.devices import default_device, release_memory
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation import chat_sanity, exact_match, pass_at_1, suites
 from fusion_core.evaluation.benchmark import BenchmarkResult
-from fusion_core.evaluation.generation import Generator, open_generator
+from fusion_core.evaluation.generation import Generator
+from fusion_core.evaluation.generation_engines import open_generator
 from fusion_core.models import ResolvedModel
 from fusion_core.progress import Advance
 
@@ -111,7 +112,7 @@ def _exact_match(config: ExactMatchConfig) -> Benchmark:
         "exact_match",
         config.name,
         {"version": exact_match.VERSION, **config.model_dump(mode="json", exclude={"path", "few_shot_path"})},
-        digest_of_files(files),
+        digest_of_contents(files),
         lambda subject, progress: exact_match.score_exact_match(subject.generator(), config, progress=progress),
     )
 
@@ -122,7 +123,7 @@ def _pass_at_1(config: PassAt1Config) -> Benchmark:
         "pass_at_1",
         config.name,
         {"version": pass_at_1.VERSION, **config.model_dump(mode="json", exclude={"path"})},
-        digest_of_files([config.path]),
+        digest_of_contents([config.path]),
         lambda subject, progress: pass_at_1.score_pass_at_1(subject.generator(), config, progress=progress),
     )
 
@@ -133,7 +134,7 @@ def _chat_sanity(config: ChatSanityConfig) -> Benchmark:
         "chat_sanity",
         "chat_sanity",
         {"version": chat_sanity.VERSION, **config.model_dump(mode="json", exclude={"path"})},
-        digest_of_files([config.path or chat_sanity.OWN_PROMPTS]),
+        digest_of_contents([config.path or chat_sanity.OWN_PROMPTS]),
         lambda subject, progress: chat_sanity.score_chat_sanity(subject.generator(), config, progress=progress),
     )
 
@@ -148,7 +149,7 @@ def _lm_eval(config: LmEvalConfig, task: LmEvalTask) -> Benchmark:
         "lm_eval",
         task.name,
         {"version": suites.lm_eval_version(), **settings, **task.model_dump(mode="json")},
-        digest_of_files(files) if files else "",
+        digest_of_contents(files) if files else "",
         partial(_score_suite, config, task),
     )
 
@@ -159,7 +160,7 @@ def _score_suite(config: LmEvalConfig, task: LmEvalTask, subject: Subject, progr
     return suites.score_lm_eval(subject.model, config, task, default_device())
 
 
-def digest_of_files(paths: list[Path]) -> str:
+def digest_of_contents(paths: list[Path]) -> str:
     """Return the SHA-256 over the contents of files, in their order."""
     digest = hashlib.sha256()
     for path in paths:

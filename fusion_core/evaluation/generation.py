@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Protocol
 
-import torch
-
-from fusion_core.config import ExtractionConfig
-from fusion_core.devices import default_device
-from fusion_core.models import ResolvedModel, load_tokenizer
-from fusion_core.placement import load_for_reading, place
 from fusion_core.progress import Advance, ignore_progress
 
 # {"role": "system" | "user" | "assistant", "content": str}; a conversation ends with a user's turn.
 Message = Mapping[str, str]
 Conversation = Sequence[Message]
-Engine = Literal["transformers", "vllm"]
 
 # Below this a temperature means taking the most probable token.
 GREEDY_BELOW = 1e-4
@@ -86,41 +78,3 @@ class Generator(Protocol):
         progress: Advance = ignore_progress,
     ) -> list[Generation]:
         """Return one response for each conversation, in their order."""
-
-
-def choose_engine(model: ResolvedModel | None = None) -> Engine:
-    """Return what generates on this machine: vLLM where it is installed and has a GPU, else transformers.
-
-    A model that is to be read quantised is read by transformers.
-    """
-    if model is not None and model.quantization != "none":
-        return "transformers"
-    return "vllm" if torch.cuda.is_available() and find_spec("vllm") is not None else "transformers"
-
-
-def open_generator(model: ResolvedModel, *, batch_tokens: int, engine: Engine | None = None) -> Generator:
-    """Load a checkpoint for answering, spread over all devices where it is too large for one.
-
-    Parameters
-    ----------
-    model : ResolvedModel
-    batch_tokens : int
-        Tokens of one batch, prompts and room for the responses included; vLLM plans its own batches.
-    engine : str, optional
-        Default: ``choose_engine(model)``.
-
-    Raises
-    ------
-    ModelError, TokenizerError
-        If the checkpoint or its tokenizer cannot be loaded.
-    """
-    tokenizer = load_tokenizer(model)
-    if (engine or choose_engine(model)) == "vllm":
-        from fusion_core.evaluation.generation_vllm import VllmGenerator
-
-        return VllmGenerator(model, tokenizer)
-    from fusion_core.evaluation.generation_transformers import TransformersGenerator
-
-    device = default_device()
-    loaded = load_for_reading(model, device, place(model, ExtractionConfig(), device, 1))
-    return TransformersGenerator(loaded, tokenizer, model.name, batch_tokens=batch_tokens)

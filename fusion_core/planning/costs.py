@@ -1,24 +1,16 @@
-"""The cost model: FLOPs, seconds, bytes and memory of every stage of a recipe.
-
-A forward pass costs 2 FLOPs per active parameter and token, attention 4 FLOPs per layer, unit of attention width and
-pair of tokens, the output embedding 2 FLOPs per entry and response position (only those are computed). Training costs
-three forward passes, four with gradient checkpointing (section 2.1, arXiv 2001.08361; section 5.1, arXiv 2205.05198).
-"""
+"""FLOPs, seconds, bytes and memory of every stage of a recipe."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from fusion_core.config import FusionConfig
-from fusion_core.losses import DEFAULT_CHUNK_SIZE
 from fusion_core.planning.counts import EncodedCounts
+from fusion_core.planning.model_costs import forward_flops, reading_memory, training_flops, training_memory
+from fusion_core.planning.plan import Plan, PlanRow
 from fusion_core.planning.sizes import ModelSize
 from fusion_core.planning.throughput import DeviceThroughput
-from fusion_core.record import Record
-
-Status = Literal["cached", "compute", "unknown"]
 
 # Achieved share of a large matrix product's FLOP/s: norms, activations and small shapes take the rest. Measured
 # with a model of 135M parameters on a processor; assumed for GPUs.
@@ -31,72 +23,8 @@ DISK_BYTES_PER_SECOND = 500e6
 BYTES_PER_ENTRY = 4
 # A fused shard also carries token ids and positions, which compress well.
 TRAINING_INPUT_BYTES_PER_POSITION = 4
-# Weights, gradients and the two moments of AdamW, all float32.
-TRAINING_BYTES_PER_PARAMETER = 16
-# Interpreter, torch and transformers; on a GPU its context is of like size.
-RUNTIME_BYTES = 450_000_000
-# What allocators hold beyond what is in use; with it the model is within 10 % of four measured training peaks.
-ALLOCATOR_FACTOR = 1.1
 CONTROL_SUBJECT = "plain-sft"
 FUSED_SUBJECT = "fused"
-
-
-class PlanRow(Record):
-    """One unit of work; None where it cannot be known.
-
-    Parameters
-    ----------
-    stage, subject : str
-        Stage is one of prepare, extract, fuse, train, merge, evaluate; subject the model or target it is for.
-    status : str
-        cached, compute or unknown; ``plan_costs`` leaves 'compute' everywhere, as it does not look into the store.
-    dialogues, tokens, positions : int or None
-        tokens are passed through a model, once per epoch in training.
-    flops : float or None
-    seconds : float or None
-        On the device of the plan.
-    bytes : int or None
-        Written to the store.
-    memory_bytes : int or None
-        Peak, on the device where it has its own memory.
-    """
-
-    stage: str
-    subject: str
-    status: Status = "compute"
-    dialogues: int | None = None
-    tokens: int | None = None
-    positions: int | None = None
-    flops: float | None = None
-    seconds: float | None = None
-    bytes: int | None = None
-    memory_bytes: int | None = None
-
-
-class Plan(Record):
-    """All rows in the order of the method, the device they are for, and in plain sentences what is not known."""
-
-    name: str
-    device: DeviceThroughput
-    rows: tuple[PlanRow, ...]
-    estimated: bool
-    unknown: tuple[str, ...] = ()
-
-    def with_status(self, status: Mapping[tuple[str, str], Status]) -> Plan:
-        """Return the plan with the status of some rows set, by (stage, subject)."""
-        rows = [
-            row.model_copy(update={"status": status.get((row.stage, row.subject), row.status)}) for row in self.rows
-        ]
-        return self.model_copy(update={"rows": tuple(rows)})
-
-    def total(self, field: Literal["flops", "seconds", "bytes"]) -> float:
-        """Sum a column over what is not cached, as far as it is known."""
-        return float(sum(getattr(row, field) or 0 for row in self.rows if row.status != "cached"))
-
-    @property
-    def memory_bytes(self) -> int:
-        """Largest memory that any row not cached needs, as far as it is known."""
-        return max((row.memory_bytes or 0 for row in self.rows if row.status != "cached"), default=0)
 
 
 def plan_costs(
@@ -268,54 +196,6 @@ class _Estimator:
             return "bfloat16" if self.fast_bfloat16 else "float32"
         # Half precision runs at the rate of bf16 wherever either is fast.
         return "bfloat16" if name == "float16" else name
-
-
-def forward_flops(size: ModelSize, counts: EncodedCounts) -> float:
-    """Return the floating-point operations of reading these dialogues once."""
-    attention = 4.0 * (size.layers or 0) * (size.attention_width or 0) * counts.squared_tokens
-    head = 2.0 * (size.vocabulary or 0) * (size.hidden_size or 0) * counts.positions
-    return 2.0 * size.active_parameters * counts.tokens + attention + head
-
-
-def training_flops(size: ModelSize, counts: EncodedCounts, *, checkpointing: bool) -> float:
-    """Return the floating-point operations of one epoch on these dialogues."""
-    return (4.0 if checkpointing else 3.0) * forward_flops(size, counts)
-
-
-def training_memory(size: ModelSize, tokens: int, *, checkpointing: bool, dtype_bytes: int) -> int:
-    """Return the peak bytes of training on micro-batches of this many tokens, padding included.
-
-    Float32 weights, gradients and AdamW's moments; autocast's copy of the weights in half precision; the activations
-    that the backward pass needs (of every layer, or with gradient checkpointing of one layer and every layer's input);
-    one chunk of logits with its gradient, and the output embedding's gradient; interpreter and libraries.
-    """
-    memory = float(RUNTIME_BYTES + TRAINING_BYTES_PER_PARAMETER * size.parameters)
-    if dtype_bytes < 4:
-        memory += dtype_bytes * size.parameters
-    if checkpointing:
-        memory += tokens * ((size.layers or 0) * (size.hidden_size or 0) * 4 + _activation_bytes(size, dtype_bytes))
-    else:
-        memory += tokens * (size.layers or 0) * _activation_bytes(size, dtype_bytes)
-    head = 4 * (size.vocabulary or 0) * (size.hidden_size or 0)
-    return math.ceil(ALLOCATOR_FACTOR * (memory + _logits_bytes(size) + head))
-
-
-def reading_memory(size: ModelSize, tokens: int, *, dtype_bytes: int) -> int:
-    """Return the peak bytes of a forward pass over this many tokens, padding included."""
-    memory = RUNTIME_BYTES + size.parameters * dtype_bytes + tokens * _activation_bytes(size, dtype_bytes)
-    return math.ceil(ALLOCATOR_FACTOR * (memory + _logits_bytes(size)))
-
-
-def _activation_bytes(size: ModelSize, dtype_bytes: int) -> int:
-    """Bytes of one layer's activations per token, as measured; zero where only the parameters are known."""
-    # Norms and residual sums stay in float32 under autocast; queries, keys, values, attention's output and the
-    # feed-forward part's four products do not.
-    exact = 5 * 4 * (size.hidden_size or 0)
-    return exact + 4 * dtype_bytes * ((size.attention_width or 0) + (size.intermediate_size or 0))
-
-
-def _logits_bytes(size: ModelSize) -> int:
-    return 2 * 4 * DEFAULT_CHUNK_SIZE * (size.vocabulary or 0)
 
 
 def _stored_bytes(size: ModelSize) -> int:

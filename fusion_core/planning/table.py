@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fusion_core.planning.costs import Plan, PlanRow
+from fusion_core.planning.plan import Plan, PlanRow
 from fusion_core.report.formats import format_bytes, format_count, format_seconds
 
 STATUS_STYLES = {"cached": "green", "compute": "yellow", "unknown": "red"}

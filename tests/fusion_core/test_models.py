@@ -10,7 +10,9 @@ import torch
 
 from fusion_core.config import ModelConfig
 from fusion_core.errors import ModelError, TokenizerError
-from fusion_core.models import ResolvedModel, check_tokenizer_fits, load_model, resolve_model
+from fusion_core.model_checks import check_tokenizer_fits
+from fusion_core.model_loading import load_model
+from fusion_core.models import ResolvedModel, resolve_model
 from tests.fusion_core.chat_fixtures import CHATML, byte_level_tokenizer
 from tests.fusion_core.test_output_heads import small_model
 

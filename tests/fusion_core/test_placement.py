@@ -15,7 +15,8 @@ from fusion_core import placement
 from fusion_core.config import ExtractionConfig, ModelConfig
 from fusion_core.errors import ConfigError
 from fusion_core.extraction import extract_shard
-from fusion_core.models import ResolvedModel, load_model
+from fusion_core.model_loading import load_model
+from fusion_core.models import ResolvedModel
 from fusion_core.placement import Placement, load_for_reading, place
 from tests.fusion_core.test_extraction import Tokenizer, some_dialogues
 from tests.fusion_core.test_output_heads import small_model
@@ -156,7 +157,7 @@ def test_a_quantised_model_is_loaded_as_such(monkeypatch, tmp_path: Path, kind: 
         asked.update(settings)
         raise RuntimeError("seen enough")
 
-    monkeypatch.setattr("fusion_core.models.AutoModelForCausalLM.from_pretrained", watch)
+    monkeypatch.setattr("fusion_core.model_loading.AutoModelForCausalLM.from_pretrained", watch)
     with pytest.raises(Exception, match="seen enough"):
         load_model(replace(resolved(tmp_path), quantization=kind), GPU)
     assert getattr(asked["quantization_config"], expected) and asked["device_map"] == {"": GPU}

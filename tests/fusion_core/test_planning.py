@@ -23,7 +23,8 @@ from fusion_core.planning import (
     read_model_size,
     size_from_config,
 )
-from fusion_core.planning.costs import TRAINING_EFFICIENCY, forward_flops, training_flops, training_memory
+from fusion_core.planning.costs import TRAINING_EFFICIENCY
+from fusion_core.planning.model_costs import forward_flops, training_flops, training_memory
 
 DEVICE = DeviceThroughput(
     name="a made-up device", kind="cpu", flops_per_second={"float32": 1e9, "bfloat16": 4e9}, memory_bytes=10**10

@@ -14,7 +14,8 @@ from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.errors import ModelError
 from fusion_core.merge_spec import MergeSpec
 from fusion_core.merging import merge_checkpoints
-from fusion_core.models import check_own_code, resolve_model
+from fusion_core.model_checks import check_own_code
+from fusion_core.models import resolve_model
 from tests.fusion_core.test_training import pivot, settings, shards, train, weights  # noqa: F401
 from tests.fusion_core.test_training_processes import assert_same_weights
 

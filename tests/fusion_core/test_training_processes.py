@@ -111,7 +111,7 @@ def test_sigterm_while_the_model_loads_stops_at_once(pivot, shards, tmp_path, mo
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("still loading")
 
-    monkeypatch.setattr("fusion_core.models.AutoModelForCausalLM.from_pretrained", preempted)
+    monkeypatch.setattr("fusion_core.model_loading.AutoModelForCausalLM.from_pretrained", preempted)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(TrainingInterruptedError, match="no step was under way"):
         train(pivot, shards, tmp_path, settings())
