@@ -44,4 +44,4 @@ def _is_default(field: FieldInfo, value: Any) -> bool:
     plain = list(plain) if isinstance(plain, tuple) else plain
     value = list(value) if isinstance(value, tuple) else value
     # True equals 1, and is no value for a number.
-    return type(plain) is type(value) and bool(plain == value) or (default is value)
+    return (type(plain) is type(value) and bool(plain == value)) or (default is value)
