@@ -38,8 +38,8 @@ def list_contents(json_output: JsonOutput = False) -> None:
         table.add_row(stored.stage, subject, "whole", f"{stored.artifact.bytes:,}", when, stored.artifact.address)
     for part in contents.unfinished:
         table.add_row("", "", "unfinished", f"{part.bytes:,}", "", part.address)
-    for broken in contents.broken_manifests:
-        table.add_row("", "", f"broken: {broken.found}", "", "", broken.address)
+    for torn in contents.broken_manifests:
+        table.add_row("", "", f"broken: {torn.found}", "", "", torn.address)
     _print(table)
 
 
