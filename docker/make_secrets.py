@@ -7,10 +7,12 @@ there already stays, so running it again changes nothing.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
 USER = "fuseline"
@@ -21,7 +23,13 @@ def make_secrets(folder: Path) -> dict[str, str]:
 
     def known(name: str, fresh: str) -> str:
         path = folder / name
-        return path.read_text(encoding="utf-8") if path.exists() else fresh
+        if not path.exists():
+            return fresh
+        # As the containers read it: without the line break that an editor adds.
+        found = path.read_text(encoding="utf-8").rstrip("\r\n")
+        if not found:
+            raise SystemExit(f"{path} is empty; write the secret into it, or remove it to have one made.")
+        return found
 
     postgres = known("postgres_password", secrets.token_urlsafe(32))
     access = known("AWS_ACCESS_KEY_ID", secrets.token_hex(10))
@@ -31,10 +39,12 @@ def make_secrets(folder: Path) -> dict[str, str]:
         "credentials": [{"accessKey": access, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    database = f"{USER}:{postgres}@postgres:5432"
+    database = f"{USER}:{quote(postgres, safe='')}@postgres:5432"
+    # MLflow reads its file with Python's configparser, for which a percent sign is special.
+    in_settings = database.replace("%", "%%")
     auth = (
         "[mlflow]\ndefault_permission = READ\n"
-        f"database_uri = postgresql://{database}/mlflow_users\nadmin_username = {USER}\n"
+        f"database_uri = postgresql://{in_settings}/mlflow_users\nadmin_username = {USER}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 60\n"
     )
     wanted = {
@@ -54,19 +64,28 @@ def make_secrets(folder: Path) -> dict[str, str]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a new file that only its owner may read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    """Write a new file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+    temporary.replace(path)
 
 
 def main(here: Path = HERE) -> None:
     """Make what is missing, and the folders that the containers write to."""
     folder = here / "secrets"
     folder.mkdir(mode=0o700, exist_ok=True)
-    made = make_secrets(folder)
-    for name, value in made.items():
-        write_private(folder / name, value)
+    folder.chmod(0o700)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Of two that run at once the second waits, then finds what the first has made.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        made = make_secrets(folder)
+        for name, value in made.items():
+            write_private(folder / name, value)
+    finally:
+        os.close(descriptor)
     # Made here, they belong to the user that the containers run as.
     for name in ("data/worker", "data/s3", "models"):
         (here / name).mkdir(parents=True, exist_ok=True)
@@ -77,4 +96,7 @@ def main(here: Path = HERE) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as problem:
+        raise SystemExit(f"{problem.filename}: {problem.strerror}; move it away or correct its permissions.") from None

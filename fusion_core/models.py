@@ -142,8 +142,11 @@ def _read_template(model: ModelConfig) -> str | None:
     if model.chat_template is None:
         return None
     try:
-        return model.chat_template.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        path = model.chat_template.expanduser()
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise TokenizerError(
             f"Model {model.name!r}: its `chat_template` {model.chat_template} cannot be read ({error})."
         ) from error

@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
-from fusion_core.errors import ConfigError
+from fusion_core.config import NAME_PATTERN
+from fusion_core.errors import ConfigError, TrackingError
 from fusion_core.recipes import load_recipe, read_mapping
 from tasks.lineage_record import FileOrigin, LineageRecord, ModelOrigin
 from tasks.local_files import disk_errors
@@ -98,6 +99,10 @@ def _recipe(record: LineageRecord, folder: Path) -> str:
 
 
 def _template(folder: Path, model: str) -> Path:
+    if not NAME_PATTERN.match(model):
+        raise TrackingError(
+            f"The lineage that MLflow keeps names a model {model[:80]!r}, which no recipe does; run it again."
+        )
     return folder / f"chat_template_{model}.jinja"
 
 
@@ -114,9 +119,11 @@ def _commands(record: LineageRecord, model_name: str, version: str, command: str
         f"# Fuseline: {code}",
     ]
     if code.commit is not None:
-        lines.append(f"git checkout {code.commit}")
+        lines.append(f"git checkout {shlex.quote(code.commit)}")
     if code.dirty or code.commit is None:
         lines.append(f"# The code then had no commit of its own; the digest of its files was {code.files}")
     places = [_place(one) for one in record.models] + [_place(one) for one in record.files]
     lines += [f"# It reads {place}" for place in places]
+    # What a record holds stays in its line: after a line break a comment would be a command.
+    lines = [" ".join(line.splitlines()) for line in lines]
     return "\n".join([*lines, f"pip install -r {PACKAGES_NAME}", command]) + "\n"

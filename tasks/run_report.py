@@ -8,6 +8,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
+from fusion_core.config import NAME_PATTERN
 from fusion_core.errors import TrackingError
 from fusion_core.report.html import render_report
 from fusion_core.report.run_summary import RunSummary
@@ -54,6 +55,11 @@ def _write(tracking: Tracking, run: Run, text: str) -> Path:
             f"The {SUMMARY} of the run {run.info.run_id} was written by another version of Fuseline; write the report "
             "anew from its recipe: `fuseline report recipe.yaml`."
         ) from error
+    if not NAME_PATTERN.match(summary.name):
+        raise TrackingError(
+            f"The {SUMMARY} of the run {run.info.run_id} calls its recipe {summary.name[:80]!r}, which is no "
+            "recipe's name; run it again."
+        )
     folder = tracking.settings.home / "runs" / f"{summary.name}-{run.info.run_id}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(render_report(summary), encoding="utf-8")

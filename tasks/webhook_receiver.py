@@ -7,6 +7,7 @@ which lists the registry itself: a delivery that never arrives costs time until 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -34,6 +35,8 @@ SIGNATURE_VERSION = "v1"
 TOLERANCE_SECONDS = 300
 LARGEST_BODY_BYTES = 1 << 20
 LONGEST_DELIVERY_ID = 200
+# For the whole of a body, which MLflow sends at once.
+BODY_SECONDS = 20.0
 UNIX_SECONDS = re.compile(r"[0-9]{1,15}")
 
 Answer = tuple[int, str]
@@ -135,10 +138,14 @@ def make_application(receiver: Receiver) -> FastAPI:
     @application.post("/mlflow")
     async def mlflow(request: Request) -> JSONResponse:
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LARGEST_BODY_BYTES:
-                return JSONResponse({"status": "too large"}, 413)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > LARGEST_BODY_BYTES:
+                        return JSONResponse({"status": "too large"}, 413)
+        except TimeoutError:
+            return JSONResponse({"status": "too slow"}, 408, {"Connection": "close"})
         status, said = await run_in_threadpool(receiver.handle, dict(request.headers), bytes(body))
         return JSONResponse({"status": said}, status)
 

@@ -90,7 +90,7 @@ def _required(candidate: Contender, metric: str) -> GateResult:
 
 def _names(contender: Contender) -> list[str]:
     held_out = [HELD_OUT] if contender.held_out is not None else []
-    return [*held_out, *contender.measures]
+    return [*held_out, *(name for name, measure in contender.measures.items() if math.isfinite(measure.mean))]
 
 
 def _beat(gate: MustBeat, candidate: Contender, rival: Contender | None, table: _HeldOut) -> GateResult:
@@ -115,6 +115,9 @@ def _beat(gate: MustBeat, candidate: Contender, rival: Contender | None, table: 
         return unanswered.model_copy(update={"reason": str(reason)})
     floor = found.gain if gate.confidence is None or found.low is None else found.low
     passed = floor > gate.margin
+    if gate.confidence is None:
+        # The interval had no say, and has no share to be shown with.
+        found = found.model_copy(update={"low": None, "high": None})
     margin = f" by more than {gate.margin:g}" if gate.margin else ""
     interval = f" (at least {floor:+.4g} at {gate.confidence:.0%})" if gate.confidence is not None else ""
     return unanswered.model_copy(
@@ -187,6 +190,10 @@ def _compare(
     for contender in (candidate, rival):
         if metric not in contender.measures:
             raise _UnansweredError(f"{contender.name} was not scored on {metric}; evaluate it")
+        if not math.isfinite(contender.measures[metric].mean):
+            raise _UnansweredError(
+                f"the score of {contender.name} on {metric} is {contender.measures[metric].mean}; evaluate it again"
+            )
     ours, theirs = candidate.measures[metric], rival.measures[metric]
     if ours.scale != theirs.scale:
         raise _UnansweredError(

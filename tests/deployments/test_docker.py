@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import runpy
@@ -75,6 +76,28 @@ def test_secrets_are_private_and_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "secrets" / "MLFLOW_BACKEND_STORE_URI").unlink()
     main(tmp_path)
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == before
+
+
+def test_a_password_of_ones_own_is_quoted_where_it_stands_in_an_address(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir(mode=0o755)
+    (tmp_path / "secrets" / "postgres_password").write_text("p@ss/%:word\n")
+    main(tmp_path)
+    address = "fuseline:p%40ss%2F%25%3Aword@postgres:5432"
+    assert address in (tmp_path / "secrets" / "MLFLOW_BACKEND_STORE_URI").read_text()
+    settings = configparser.ConfigParser()
+    settings.read(tmp_path / "secrets" / "mlflow_auth")
+    assert settings["mlflow"]["database_uri"] == f"postgresql://{address}/mlflow_users"
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+
+
+def test_an_empty_secret_is_refused_and_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "postgres_password").write_text("")
+    with pytest.raises(SystemExit, match="postgres_password is empty"):
+        make_secrets(tmp_path)
+    shutil.copy(DOCKER / "make_secrets.py", tmp_path)
+    (tmp_path / "secrets").write_text("")
+    done = subprocess.run([sys.executable, tmp_path / "make_secrets.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "secrets" in done.stderr
 
 
 def test_secret_files_become_variables_by_name_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from fusion_core.errors import FusionError
+from tasks import webhook_receiver
 from tasks.webhook_deliveries import Deliveries
 from tasks.webhook_receiver import LARGEST_BODY_BYTES, Receiver, make_application, sign
 
@@ -136,3 +138,19 @@ def test_a_signed_body_that_is_no_json_is_said_to_be_none(client: TestClient, bo
 def test_tags_of_another_kind_and_endless_timestamps_are_no_errors(client: TestClient) -> None:
     assert post(client, tags=["fuseline.source"]) == (200, "ignored")  # type: ignore[arg-type]
     assert post(client, age=-(10**5000)) == (401, "refused")
+
+
+def test_a_body_that_never_ends_is_given_up(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook_receiver, "BODY_SECONDS", 0.05)
+    sent: list[dict] = []
+
+    async def never() -> dict:
+        await asyncio.sleep(60)
+        return {}
+
+    async def keep(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/mlflow", "headers": [], "query_string": b"", "root_path": ""}
+    asyncio.run(asyncio.wait_for(client.app(scope, never, keep), timeout=10))
+    assert sent[0]["status"] == 408

@@ -108,6 +108,21 @@ def test_too_few_dialogues_are_no_proof() -> None:
     assert decide(beat(confidence=None), new, {"champion": old}).passed
 
 
+def test_means_alone_are_shown_without_an_interval() -> None:
+    new, old = contender("new", {"code": [1.0] * 6}), contender("old", {"code": [2.0] * 6})
+    decision = decide(beat(confidence=None), new, {"champion": old})
+    assert decision.passed and decision.gates[0].low is None
+    assert "+0.0100 |  | > 0 |" in decision.markdown()
+
+
+@pytest.mark.parametrize("mean", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_passes_no_gate(mean: float) -> None:
+    new, old = (Contender(name="new", measures={"x/y": Measure(mean=m)}) for m in (mean, 1.0))
+    config = PromotionConfig(must_beat=(MustBeat(metric="x/y", confidence=None),), required=("x",))
+    assert [gate.passed for gate in decide(config, new, {"champion": old}).gates] == [False, False]
+    assert not decide(beat(metric="x/y", confidence=None), old, {"champion": new}).passed
+
+
 def test_judged_scores_compare_by_their_intervals() -> None:
     def judged(name: str, mean: float, half: float, scale: str = "judge") -> Contender:
         return Contender(
