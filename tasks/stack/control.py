@@ -172,8 +172,9 @@ def _answers(url: str) -> bool:
 
 def _provision(stack: Stack, project: Path) -> None:
     # In a process of its own: Prefect reads its settings once, when it is imported.
+    worker_runs = find_process(stack.folder.record("worker")) is not None
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.stack.provision", str(project)],
+        [sys.executable, "-m", "tasks.stack.provision", str(project), *([] if worker_runs else ["--no-worker"])],
         env=base_environment() | stack.environment,
         cwd=project,
         capture_output=True,

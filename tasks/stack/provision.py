@@ -1,6 +1,7 @@
 """Creates what a running stack needs: the bucket, the work pool, the device limit and the deployments.
 
-Run as ``python -m tasks.stack.provision PROJECT`` with the stack's variables; doing it again changes nothing.
+Run as ``python -m tasks.stack.provision PROJECT [--no-worker]`` with the stack's variables; doing it again changes
+nothing, but that runs are closed which a killed worker left, where ``--no-worker`` says that none runs now.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from fusion_core.devices import default_device
 from fusion_core.errors import FusionError
 from tasks.settings import Settings, split_s3_address
+from tasks.stack.lost_runs import close_lost_runs
 from tasks.stack.notifications import create_failure_notification
 from tasks.stack.services import POOL
 
 PREFECT_FILE = "prefect.yaml"
+NO_WORKER = "--no-worker"
 BUCKET_TRIES = 60
 
 
@@ -98,6 +101,8 @@ def main() -> None:
         create_pool_and_limit(settings)
         create_failure_notification()
         create_deployments(Path(sys.argv[1]))
+        if NO_WORKER in sys.argv[2:]:
+            close_lost_runs()
     except FusionError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
