@@ -65,14 +65,20 @@ def main() -> None:
 
     A training that was asked to stop by SIGTERM, and can be resumed, ends with status 75.
     """
-    configure_libraries(home_folder())
     try:
+        configure_libraries(home_folder())
         application()
     except TrainingInterruptedError as error:
         print(f"fuseline: {error}", file=sys.stderr)
         sys.exit(PREEMPTED)
     except FusionError as error:
         print(f"fuseline: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except RuntimeError as error:
+        # What Python says of a path such as ~nobody/x, wherever it is first used.
+        if "home directory" not in str(error):
+            raise
+        print("fuseline: a path begins with ~ and a user this machine does not have; correct it.", file=sys.stderr)
         sys.exit(USER_ERROR)
     except OSError as error:
         # A full disk or a missing permission can end any stage; without a file's name it is no such thing.

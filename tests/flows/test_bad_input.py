@@ -158,6 +158,12 @@ def test_file_where_a_folder_should_be(run: Run, recipe: Path, tmp_path: Path, m
     assert_plain(status, message, str(tmp_path / "file"))
 
 
+def test_home_of_a_user_that_is_not_there(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSELINE_HOME", "~no-such-user/fuseline")
+    status, message = run("prepare", recipe)
+    assert_plain(status, message, "begins with ~")
+
+
 @pytest.mark.parametrize("content", ["[", "models: 3\nmerge_method: [ties]", "merge_method: ties\nslices: [{}]"])
 def test_mergekit_file_that_is_none(run: Run, tmp_path: Path, content: str) -> None:
     (tmp_path / "merge.yaml").write_text(content, encoding="utf-8")
