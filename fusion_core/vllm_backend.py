@@ -161,10 +161,13 @@ class VllmReader:
             token_ids[place], log_probs[place] = token, min(0.0, -negative)
 
     def _check_positions(self, dialogue: Encoded, prompt: list[int], answer: Sequence[Any] | None) -> None:
-        missing = answer is None or len(answer) != len(prompt)
-        if missing or any(
-            not answer[int(position) + 1] or prompt[int(position) + 1] not in answer[int(position) + 1]
-            for position in dialogue.response_positions
+        if (
+            answer is None
+            or len(answer) != len(prompt)
+            or any(
+                not answer[int(position) + 1] or prompt[int(position) + 1] not in answer[int(position) + 1]
+                for position in dialogue.response_positions
+            )
         ):
             found = 0 if answer is None else sum(entry is not None for entry in answer)
             raise ModelError(
