@@ -1,8 +1,8 @@
 """Merging targets in parameter space: one file a method, one streaming engine.
 
-Where to begin: `linear.py` and `varm.py` are methods, `method.py` says what a method is. `engine.py` takes every tensor
-through its steps; `work.py` keeps threads busy with them; `values.py` is one tensor of all models and the arithmetic on
-it, with the loops in `kernels.py`; `checkpoint.py` (through `mapping.py`) reads files, `writer.py` writes them.
+Where to begin: `linear.py` and `varm.py` are methods, `method.py` says what a method is. `engine.py` merges folders;
+`streaming.py` takes every tensor through its steps, and `work.py` keeps threads busy with them. `values.py` is one
+tensor of all models and the arithmetic on it, its loops in `kernels.py`. `checkpoint.py` reads, `writer.py` writes.
 """
 
 from fusion_core.merge_spec import MergeSpec

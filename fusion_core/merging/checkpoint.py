@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion_core.errors import MergeError
-from fusion_core.merging.mapping import MappedFile
+from fusion_core.merging.weight_file import WeightFile
 
 # A header larger than this is no header; the safetensors library has the same bound.
 MAX_HEADER_BYTES = 100_000_000
@@ -61,7 +61,7 @@ class TensorEntry:
 
 @dataclass
 class Checkpoint:
-    """One checkpoint folder, its headers read, its files mapped as they are needed.
+    """One checkpoint folder, its headers read, its files opened as they are needed.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Checkpoint:
 
     folder: Path
     tensors: dict[str, TensorEntry]
-    _files: dict[Path, MappedFile] = field(default_factory=dict)
+    _files: dict[Path, WeightFile] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -94,36 +94,13 @@ class Checkpoint:
                 tensors[entry.name] = entry
         return cls(folder, tensors)
 
-    def view(self, name: str) -> np.ndarray:
-        """Return a tensor as stored, [N] of its FLOAT_STORAGE, or its bytes where it is no floating-point tensor.
-
-        A read-only view of the file: `read` brings its bytes into memory.
-        """
-        entry = self.tensors[name]
-        stored = self._file(name).view(entry.offset, entry.size_bytes)
-        if not entry.is_float:
-            return stored
-        dtype = np.dtype(FLOAT_STORAGE[entry.dtype])
-        # Other writers than the safetensors library may not align their tensors.
-        return (stored.copy() if entry.offset % dtype.itemsize else stored).view(dtype)
-
     def fetch(self, name: str) -> None:
         """Begin to read a tensor into the page cache, without waiting for it."""
         self._file(name).fetch(self.tensors[name].offset, self.tensors[name].size_bytes)
 
-    def read(self, name: str, start: int, size: int) -> None:
-        """Wait until ``size`` bytes of a tensor, from its byte ``start`` on, are in memory.
-
-        Raises
-        ------
-        MergeError
-            If they cannot be read.
-        """
-        self._file(name).read(self.tensors[name].offset + start, size)
-
-    def release(self, name: str) -> None:
-        """Take a tensor out of this process's memory."""
-        self._file(name).release(self.tensors[name].offset, self.tensors[name].size_bytes)
+    def read_into(self, name: str, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with a tensor's bytes from its byte ``start`` on."""
+        self._file(name).read_into(buffer, self.tensors[name].offset + start)
 
     def close(self) -> None:
         """Close the files."""
@@ -131,10 +108,10 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def _file(self, name: str) -> MappedFile:
+    def _file(self, name: str) -> WeightFile:
         path = self.tensors[name].path
         if path not in self._files:
-            self._files[path] = MappedFile(path)
+            self._files[path] = WeightFile(path)
         return self._files[path]
 
 

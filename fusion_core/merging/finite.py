@@ -9,8 +9,8 @@ import torch
 
 from fusion_core.errors import MergeError
 from fusion_core.merging import kernels
-from fusion_core.merging.checkpoint import TORCH_NAMES, Checkpoint
-from fusion_core.merging.values import TensorValues
+from fusion_core.merging.checkpoint import TORCH_NAMES, Checkpoint, TensorEntry
+from fusion_core.merging.values import blocks_of
 
 # The exponent of infinity, which NaN has too.
 INFINITY_BITS: dict[torch.dtype, np.unsignedinteger] = {
@@ -27,18 +27,21 @@ def is_finite(values_N: torch.Tensor) -> bool:
     return not kernels.holds(values_N.view(torch.uint8).numpy().view(infinity.dtype), infinity)
 
 
-def input_error(values: TensorValues, checkpoints: list[Checkpoint]) -> MergeError:
+def input_error(entry: TensorEntry, checkpoints: list[Checkpoint]) -> MergeError:
     """Return what to say of a tensor whose deltas sum to NaN or infinity: which file has it, if one has."""
-    name = values.entry.name
-    for number, checkpoint in enumerate(checkpoints):
-        if not values.is_finite(number):
-            return MergeError(
-                f"{name} in {checkpoint.tensors[name].path} holds NaN or infinity; the model that was saved there is "
-                "broken, train or fetch it again."
-            )
+    dtype = getattr(torch, TORCH_NAMES[entry.dtype])
+    for checkpoint in checkpoints:
+        for first, last in blocks_of(entry.count):
+            block_N = torch.empty(last - first, dtype=dtype)
+            checkpoint.read_into(entry.name, block_N.view(torch.uint8).numpy().data, first * dtype.itemsize)
+            if not is_finite(block_N):
+                return MergeError(
+                    f"{entry.name} in {checkpoint.tensors[entry.name].path} holds NaN or infinity; the model that was "
+                    "saved there is broken, train or fetch it again."
+                )
     return MergeError(
-        f"{name}: the targets are so far from the pivot that squares of the difference overflow; they cannot have been "
-        "trained from it."
+        f"{entry.name}: the targets are so far from the pivot that squares of the difference overflow; they cannot "
+        "have been trained from it."
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, extending, njit, types
+from numba import extending, njit, types
 
 # Entries taken at a time: their float32 values, a row per model, stay in a core's own cache.
 CHUNK = 4096
@@ -23,16 +23,6 @@ intrinsic: Callable[..., Any] = extending.intrinsic
 
 # Sums may be reordered into vector lanes; NaN and infinity keep their meaning, because the engine looks for them.
 REORDER = {"reassoc", "nsz", "contract"}
-
-
-@intrinsic
-def _pointer(typing_context, address, like):
-    """Turn an address into a pointer to values of ``like``'s type."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(like.dtype)(address, like), generate
 
 
 @intrinsic
@@ -119,15 +109,14 @@ def _store(values_N, merged_N):
 
 
 @njit(nogil=True, cache=True)
-def _add_statistics(addresses_M, like, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T):
+def _add_statistics(stored_MN, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T):
     pivot_N = scratch_MN[0][: last - first]
-    _load(carray(_pointer(addresses_M[0], like), (last,))[first:], pivot_N)
+    _load(stored_MN[0][first:last], pivot_N)
     if with_pivot:
         gram_MM[0, 0] += _dot(pivot_N, pivot_N)
-    for m in range(1, len(addresses_M)):
+    for m in range(1, len(stored_MN)):
         delta_N = scratch_MN[m][: last - first]
-        stored_N = carray(_pointer(addresses_M[m], like), (last,))[first:]
-        absolute, square, changed = _subtract(stored_N, pivot_N, delta_N)
+        absolute, square, changed = _subtract(stored_MN[m][first:last], pivot_N, delta_N)
         absolute_T[m - 1] += absolute
         changed_T[m - 1] += np.int64(changed)
         gram_MM[m, m] += square
@@ -138,11 +127,11 @@ def _add_statistics(addresses_M, like, first, last, with_pivot, scratch_MN, gram
 
 
 @njit(nogil=True, cache=True)
-def _merge(addresses_M, like, first, last, coefficients_M, sum_N, merged_N):
+def _merge(stored_MN, first, last, coefficients_M, sum_N, merged_N):
     is_begun = False
-    for m in range(len(addresses_M)):
+    for m in range(len(stored_MN)):
         if coefficients_M[m] != 0:
-            stored_N = carray(_pointer(addresses_M[m], like), (last,))[first:]
+            stored_N = stored_MN[m][first:last]
             if is_begun:
                 _add_to_sum(stored_N, coefficients_M[m], sum_N)
             else:
@@ -155,17 +144,14 @@ def _merge(addresses_M, like, first, last, coefficients_M, sum_N, merged_N):
 
 @njit(nogil=True, cache=True)
 def pass_over(
-    addresses_M, like, start, stop, scratch_MN, with_sums, with_pivot, gram_MM, absolute_T, changed_T, coefficients_M,
-    merged_N,
+    stored_MN, start, stop, scratch_MN, with_sums, with_pivot, gram_MM, absolute_T, changed_T, coefficients_M, merged_N
 ):  # fmt: skip
     """Read the entries ``start`` to ``stop`` of every model once; add up their deltas, merge them, or both.
 
     Parameters
     ----------
-    addresses_M : ndarray, uint64 [M]
-        Where each model's tensor begins in memory.
-    like : ndarray
-        Of the type that they are stored in: uint16 for bf16, int16 for fp16, float32.
+    stored_MN : ndarray [M, N]
+        As stored: uint16 for bf16, int16 for fp16, float32.
     start, stop : int
     scratch_MN : ndarray, float32 [M, CHUNK]
     with_sums : bool
@@ -179,12 +165,10 @@ def pass_over(
     for first in range(start, stop, CHUNK):
         last = min(first + CHUNK, stop)
         if with_sums:
-            _add_statistics(
-                addresses_M, like, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T
-            )  # fmt: skip
+            _add_statistics(stored_MN, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T)
         if merged_N.size:
             part_N = merged_N[first - start : last - start]
-            _merge(addresses_M, like, first, last, coefficients_M, scratch_MN[0][: last - first], part_N)
+            _merge(stored_MN, first, last, coefficients_M, scratch_MN[0][: last - first], part_N)
 
 
 @njit(nogil=True, cache=True)

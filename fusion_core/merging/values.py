@@ -6,7 +6,7 @@ Shape legend: M models (the pivot, then the targets), T targets, N entries of a 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 # Entries that one thread takes at a time. Sums are taken block by block in order, so the size decides last bits.
 BLOCK = 1 << 20
-# Entries of a block that are merged before they are written, so that they are still in the cache then.
+# Entries of a block that are read, worked on and written before the next, so that they stay in the cache meanwhile.
 PIECE = 1 << 18
 # Entries of a block that torch works on at a time on the processor, so that its temporaries stay in the cache.
 CPU_CHUNK = 1 << 15
@@ -36,14 +36,14 @@ _scratch = threading.local()
 
 @dataclass(frozen=True)
 class TensorValues:
-    """Stored values of one tensor.
+    """Stored values of one tensor of every model, or of a piece of it.
 
     Parameters
     ----------
     entry : TensorEntry
         The pivot's.
-    stored : sequence of ndarray [N]
-        The models' values as stored; bfloat16 as uint16 bits. Never written to.
+    stored : ndarray [M, N]
+        Rows as stored; bfloat16 as uint16 bits.
     device : torch.device
         Where the arithmetic runs.
     pool : Executor
@@ -51,28 +51,23 @@ class TensorValues:
     """
 
     entry: TensorEntry
-    stored: Sequence[np.ndarray]
+    stored: np.ndarray
     device: torch.device
     pool: Executor
 
     @cached_property
-    def _torch(self) -> list[torch.Tensor]:
-        dtype = getattr(torch, TORCH_NAMES[self.entry.dtype])
-        return [torch.from_numpy(np.asarray(_Unguarded(row_N))).view(dtype) for row_N in self.stored]
-
-    @cached_property
-    def _addresses(self) -> np.ndarray:
-        return np.array([row_N.ctypes.data for row_N in self.stored], dtype=np.uint64)
+    def _torch(self) -> torch.Tensor:
+        return torch.from_numpy(self.stored).view(getattr(torch, TORCH_NAMES[self.entry.dtype]))
 
     @property
     def targets(self) -> int:
         """Number of targets."""
         return len(self.stored) - 1
 
-    @cached_property
+    @property
     def blocks(self) -> list[tuple[int, int]]:
         """First and last entry of each block."""
-        return [(start, min(start + BLOCK, self.entry.count)) for start in range(0, self.entry.count, BLOCK)]
+        return blocks_of(self.entry.count)
 
     @property
     def work_dtype(self) -> torch.dtype:
@@ -89,23 +84,19 @@ class TensorValues:
         futures = [self.pool.submit(function, start, stop) for start, stop in self.blocks]
         return [future.result() for future in futures]
 
-    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Cut a block into what is merged before it is written."""
-        return self._cut(start, stop, PIECE)
-
     def chunks(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Cut a block or a piece of it into what torch works on at a time."""
-        return self._cut(start, stop, CPU_CHUNK)
+        """Cut a piece into what torch works on at a time."""
+        # Another device has other caches; it takes whole pieces.
+        return _cut(start, stop, CPU_CHUNK if self.device.type == "cpu" else PIECE)
 
     def pivot_and_deltas(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pivot [N] and the targets' deltas from it [T, N] in the work type on the device."""
-        values_MN = self._work_values([row_N[start:stop] for row_N in self._torch])
+        values_MN = self._torch[:, start:stop].to(self.device, self.work_dtype, copy=True)
         return values_MN[0], values_MN[1:].sub_(values_MN[0])
 
     def deltas_at(self, places_N: np.ndarray) -> torch.Tensor:
         """Return the targets' deltas [T, N] at some entries."""
-        places = torch.from_numpy(places_N)
-        values_MN = self._work_values([row_N[places] for row_N in self._torch])
+        values_MN = self._torch[:, torch.from_numpy(places_N)].to(self.device, self.work_dtype)
         return values_MN[1:] - values_MN[0]
 
     def add_statistics(self, sums: DeltaStatistics, start: int, stop: int, with_pivot: bool) -> None:
@@ -136,24 +127,8 @@ class TensorValues:
             sum_N = torch.zeros(last - first, dtype=self.work_dtype, device=self.device)
             for row_N, coefficient in zip(self._torch, coefficients_M.tolist(), strict=True):
                 if coefficient != 0:
-                    sum_N.add_(row_N[first:last].to(self.device).to(self.work_dtype), alpha=coefficient)
+                    sum_N.add_(row_N[first:last].to(self.device, self.work_dtype), alpha=coefficient)
             out_N[first - start : last - start].copy_(sum_N)
-
-    def is_finite(self, model: int) -> bool:
-        """Tell whether a model's tensor holds neither NaN nor infinity; 0 is the pivot."""
-        return all(bool(torch.isfinite(self._torch[model][start:stop]).all()) for start, stop in self.blocks)
-
-    def _cut(self, start: int, stop: int, size: int) -> list[tuple[int, int]]:
-        # Another device has other caches; it takes whole blocks.
-        size = size if self.device.type == "cpu" else BLOCK
-        return [(first, min(first + size, stop)) for first in range(start, stop, size)]
-
-    def _work_values(self, rows_MN: list[torch.Tensor]) -> torch.Tensor:
-        values_MN = torch.empty((len(rows_MN), len(rows_MN[0])), dtype=self.work_dtype, device=self.device)
-        for values_N, row_N in zip(values_MN, rows_MN, strict=True):
-            # The bytes as stored cross to the device: half of what converted ones would be.
-            values_N.copy_(row_N.to(self.device))
-        return values_MN
 
     def _pass_over(
         self,
@@ -168,10 +143,9 @@ class TensorValues:
         # A factor beyond float32 makes the result infinite, which is refused by name.
         with np.errstate(over="ignore"):
             coefficients = (np.zeros(len(self.stored)) if coefficients_M is None else coefficients_M).astype(np.float32)
-        like = self.stored[0][:0].view(KERNEL_TYPES[self.entry.dtype])
         kernels.pass_over(
-            self._addresses, like, start, stop, self._kernel_scratch(), sums is not None, with_pivot,
-            taken.gram, taken.absolute, taken.changed, coefficients, merged_N,
+            self.stored.view(KERNEL_TYPES[self.entry.dtype]), start, stop, self._kernel_scratch(), sums is not None,
+            with_pivot, taken.gram, taken.absolute, taken.changed, coefficients, merged_N,
         )  # fmt: skip
 
     def _kernel_scratch(self) -> np.ndarray:
@@ -181,12 +155,18 @@ class TensorValues:
         return scratch
 
 
-class _Unguarded:
-    """A read-only array that calls itself writable: torch warns of all others, although nothing writes to it here."""
+def blocks_of(count: int) -> list[tuple[int, int]]:
+    """Cut a tensor into what one thread takes at a time: first and last entry of each block."""
+    return _cut(0, count, BLOCK)
 
-    def __init__(self, array: np.ndarray):
-        self._array = array
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+def pieces_of(start: int, stop: int) -> list[tuple[int, int]]:
+    """Cut a block into what is read, worked on and written at a time."""
+    return _cut(start, stop, PIECE)
+
+
+def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def _kernel_values(values_N: torch.Tensor) -> np.ndarray:

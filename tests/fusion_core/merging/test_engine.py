@@ -176,7 +176,7 @@ def test_the_rerun_gives_the_same_bytes(folders: Folders, tmp_path: Path, spec: 
 def test_number_of_threads_changes_nothing(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = []
     for threads in (1, 3):
-        monkeypatch.setattr("fusion_core.merging.engine.thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr("fusion_core.merging.streaming.thread_count", lambda threads=threads: threads)
         for number, spec in enumerate((MergeSpec(granularity="parameter"), MergeSpec(method="sce", select_top_k=0.3))):
             merge_checkpoints(*folders, tmp_path / f"merged-{number}", spec)
         outputs.append([bytes_of(tmp_path / f"merged-{number}") for number in range(2)])

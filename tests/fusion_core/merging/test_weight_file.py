@@ -1,4 +1,4 @@
-"""Files that are mapped into memory: views, failing reads, tensors that other writers did not align."""
+"""Files of weights: failing reads, tensors that other writers did not align."""
 
 from __future__ import annotations
 
@@ -10,44 +10,37 @@ import torch
 
 from fusion_core.errors import MergeError
 from fusion_core.merging import MergeSpec, merge_checkpoints
-from fusion_core.merging.mapping import LIBRARY, MappedFile
+from fusion_core.merging.weight_file import WeightFile
 from tests.fusion_core.merging.checkpoints import load, save_all
 
-populates = pytest.mark.skipif(
-    LIBRARY is None or tuple(int(part) for part in os.uname().release.split(".")[:2]) < (5, 14),
-    reason="reads ahead of looking need Linux 5.14",
-)
 
-
-def test_views_show_the_file_before_and_after_release(tmp_path: Path) -> None:
+def test_any_part_can_be_read_again(tmp_path: Path) -> None:
     content = os.urandom(100_000)
     (tmp_path / "file").write_bytes(content)
-    file = MappedFile(tmp_path / "file")
-    view = file.view(10_001, 50_000)
-    for _ in range(2):
-        file.fetch(10_001, 50_000)
-        file.read(10_001, 50_000)
-        assert view.tobytes() == content[10_001:60_001]
-        file.release(10_001, 50_000)
+    file = WeightFile(tmp_path / "file")
+    for start, stop in ((10_001, 60_001), (0, 100_000), (99_999, 100_000), (5, 5)):
+        buffer = bytearray(stop - start)
+        file.fetch(start, stop - start)
+        file.read_into(memoryview(buffer), start)
+        assert bytes(buffer) == content[start:stop]
     file.close()
-    assert view.tobytes() == content[10_001:60_001]
-    assert not view.flags.writeable
 
 
-@populates
-def test_a_file_that_became_shorter_is_named_instead_of_ending_the_process(tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(os.urandom(100_000))
-    file = MappedFile(tmp_path / "file")
-    file.view(0, 100_000)
+    file = WeightFile(tmp_path / "file")
     os.truncate(tmp_path / "file", 10_000)
-    file.read(0, 10_000)
-    with pytest.raises(MergeError, match=rf"{tmp_path}/file could not be read any more at byte 50,000"):
-        file.read(50_000, 50_000)
+    with pytest.raises(MergeError, match=rf"{tmp_path}/file could not be read any more at byte 10,000 .*ends there"):
+        file.read_into(memoryview(bytearray(50_000)), 5_000)
     file.close()
 
 
-@populates
-def test_a_target_that_becomes_shorter_stops_the_merge(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [MergeSpec(), MergeSpec(method="linear"), MergeSpec(method="ties", density=0.5)],
+    ids=lambda spec: spec.method,
+)
+def test_a_target_that_becomes_shorter_stops_the_merge(tmp_path: Path, spec: MergeSpec) -> None:
     tensors = {f"w{number}": torch.ones(100_000) for number in range(300)}
     pivot, targets = save_all(tmp_path, tensors, [tensors, tensors])
 
@@ -56,7 +49,7 @@ def test_a_target_that_becomes_shorter_stops_the_merge(tmp_path: Path) -> None:
             os.truncate(targets[1] / "model.safetensors", 1 << 20)
 
     with pytest.raises(MergeError, match=r"target-1/model.safetensors could not be read any more"):
-        merge_checkpoints(pivot, targets, tmp_path / "merged", MergeSpec(), progress=cut)
+        merge_checkpoints(pivot, targets, tmp_path / "merged", spec, progress=cut)
     assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
 
 
