@@ -27,12 +27,12 @@ from tests.flows.conftest import make_lab_source, write_dialogues
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, place: Path, prefect_server: None) -> Iterator[Path]:
-    """A home of this module's own: what other tests have fused is not found in its store."""
-    home = tmp_path_factory.mktemp("refusion")
+def home(place: Path, prefect_server: None) -> Iterator[Path]:
+    """The place of all flows' tests: what is fused first is the small recipe, and may be there already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSELINE_HOME", str(home))
-        yield home
+        # Sampling the machine is another test's subject, and takes a second a stage.
+        patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def recipe(home: Path, recipe_file: Path) -> Path:
     """The small recipe without the control, so that every training that is counted is a target's."""
     path = recipe_file.with_name("growing.yaml")
     text = recipe_file.read_text(encoding="utf-8").replace("name: small", "name: growing")
-    path.write_text(f"{text}evaluation: {{plain_sft_control: false}}\n", encoding="utf-8")
+    path.write_text(f"{text}evaluation: {{plain_sft_control: false, bootstrap_resamples: 50}}\n", encoding="utf-8")
     return path
 
 
