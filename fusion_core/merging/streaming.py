@@ -22,15 +22,14 @@ from fusion_core.merge_spec import MergeSpec
 from fusion_core.merging.checkpoint import FLOAT_STORAGE, TORCH_NAMES, Checkpoint, TensorEntry
 from fusion_core.merging.finite import input_error, is_finite, output_error
 from fusion_core.merging.granularity import group_of
+from fusion_core.merging.memory import TensorMemory
 from fusion_core.merging.method import EntryMethod, WeightedMethod, Weights
 from fusion_core.merging.statistics import DeltaStatistics
 from fusion_core.merging.values import TensorValues, blocks_of, pieces_of
-from fusion_core.merging.work import Job, run_jobs, thread_count, threads
+from fusion_core.merging.work import BEGUN_BYTES, Job, run_jobs, thread_count, threads
 from fusion_core.merging.writer import CheckpointWriter
 from fusion_core.progress import Advance
 
-# So much may be begun beside the largest tensor, in however small a model.
-MIN_BESIDE_BYTES = 16 << 20
 # How far the disk is kept busy ahead of the arithmetic. These bytes lie in the page cache, not in this process.
 FETCHED_BYTES = 256 << 20
 
@@ -69,9 +68,10 @@ class StreamedMerge:
             self._weigh_groups()
         entries = list(self.checkpoints[0].tensors.values())
         self._output = output
+        self._memory = TensorMemory(self._capacity_bytes())
         self._writer = CheckpointWriter(folder, entries, self.spec.dtype, self.spec.max_shard_bytes)
-        # The threads are gone before the files are closed.
-        with closing(self._writer), threads(thread_count()) as self._pool:
+        # The threads are gone before files and memory are closed.
+        with closing(self._memory), closing(self._writer), threads(thread_count()) as self._pool:
             self._pass(self._merge)
 
     def _pass(self, job: Callable[[TensorEntry], Job]) -> None:
@@ -93,16 +93,19 @@ class StreamedMerge:
         if not entry.is_float:
             yield [self._pool.submit(self._copy, entry)]
         elif isinstance(self.method, EntryMethod):
-            yield from self._merge_entrywise(entry, self.method)
+            with self._memory.room(entry.size_bytes * len(self.checkpoints)) as memory:
+                kept = yield from self._keep(entry, memory)
+                yield from self._merge_entrywise(entry, self.method, kept)
+        elif self.method.needs_statistics and not self._is_grouped:
+            with self._memory.room(entry.size_bytes * len(self.checkpoints)) as memory:
+                kept = yield from self._keep(entry, memory)
+                yield from self._merge_weighted(entry, self.method, kept)
         else:
-            yield from self._merge_weighted(entry, self.method)
+            yield from self._merge_weighted(entry, self.method, None)
 
-    def _merge_weighted(self, entry: TensorEntry, method: WeightedMethod) -> Job:
-        """Merge by weights: in one pass where they are known before, else from memory once the deltas are summed."""
+    def _merge_weighted(self, entry: TensorEntry, method: WeightedMethod, kept: TensorValues | None) -> Job:
+        """Merge by weights, from memory or, where the weights are known before, in one pass over the files."""
         name = entry.name
-        kept = None
-        if method.needs_statistics and name not in self.statistics:
-            kept = yield from self._keep(entry)
         is_summed = name in self.statistics
         weights = self._group_weights.get(name) or method.weigh(self.statistics.get(name) or self._no_sums())
         blocks = self._on_blocks(entry, partial(self._merge_block, weights.coefficients, kept, not is_summed))
@@ -113,18 +116,17 @@ class StreamedMerge:
         self._check_merged(entry, [finite for _, finite in results])
         self.weights[name] = weights.targets.tolist()
 
-    def _merge_entrywise(self, entry: TensorEntry, method: EntryMethod) -> Job:
-        """Sum the deltas, let the method prepare itself, merge."""
-        kept = yield from self._keep(entry)
+    def _merge_entrywise(self, entry: TensorEntry, method: EntryMethod, kept: TensorValues) -> Job:
+        """Let the method prepare itself, and merge."""
         prepared = method.prepare(kept, self.statistics[entry.name])
         blocks = self._on_blocks(entry, partial(self._merge_entries, method, prepared, kept))
         yield blocks
         self._check_merged(entry, [block.result() for block in blocks])
         self.weights[entry.name] = method.weights(prepared).tolist()
 
-    def _keep(self, entry: TensorEntry) -> Generator[list[Future], None, TensorValues]:
+    def _keep(self, entry: TensorEntry, memory: np.ndarray) -> Generator[list[Future], None, TensorValues]:
         """Read a tensor into memory and sum its deltas."""
-        stored_MN = np.empty((len(self.checkpoints), entry.count), dtype=FLOAT_STORAGE[entry.dtype])
+        stored_MN = memory.view(FLOAT_STORAGE[entry.dtype]).reshape(len(self.checkpoints), entry.count)
         values = TensorValues(entry, stored_MN, self.device, self._pool)
         blocks = self._on_blocks(entry, partial(self._keep_block, values))
         yield blocks
@@ -259,8 +261,8 @@ class StreamedMerge:
 
     def _capacity_bytes(self) -> int:
         largest = max((entry.size_bytes for entry in self.checkpoints[0].tensors.values()), default=0)
-        # A quarter of the last of the (targets + 2) tensors that a merge may hold; the rest is for all else.
-        return largest * len(self.checkpoints) + max(largest // 4, MIN_BESIDE_BYTES)
+        # The largest tensor is worked on alone; of the (targets + 2) that a merge may hold, the last is for all else.
+        return max(largest * len(self.checkpoints), BEGUN_BYTES)
 
 
 def _reused(name: str, size: int) -> np.ndarray:
