@@ -43,6 +43,8 @@ class Dare(EntryMethod):
     Source: arXiv 2311.03099, section 3.2.
     """
 
+    needs_tensor = False
+
     def __init__(
         self,
         densities: list[float],

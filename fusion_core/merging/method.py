@@ -37,6 +37,10 @@ class WeightedMethod(ABC):
 class EntryMethod(ABC):
     """A method that treats every entry of a tensor in its own way."""
 
+    # Whether `prepare` reads values or statistics. Where not, it is called without entries and with zeros, and one
+    # pass merges and sums.
+    needs_tensor = True
+
     def prepare(self, values: TensorValues, statistics: DeltaStatistics) -> Any:
         """Find out what `merge` must know of the whole tensor; it is handed to `merge` and `weights`."""
         return None

@@ -92,6 +92,8 @@ class StreamedMerge:
     def _merge(self, entry: TensorEntry) -> Job:
         if not entry.is_float:
             yield [self._pool.submit(self._copy, entry)]
+        elif isinstance(self.method, EntryMethod) and not self.method.needs_tensor:
+            yield from self._merge_entrywise(entry, self.method, None)
         elif isinstance(self.method, EntryMethod):
             with self._memory.room(entry.size_bytes * len(self.checkpoints)) as memory:
                 kept = yield from self._keep(entry, memory)
@@ -116,12 +118,18 @@ class StreamedMerge:
         self._check_merged(entry, [finite for _, finite in results])
         self.weights[name] = weights.targets.tolist()
 
-    def _merge_entrywise(self, entry: TensorEntry, method: EntryMethod, kept: TensorValues) -> Job:
-        """Let the method prepare itself, and merge."""
-        prepared = method.prepare(kept, self.statistics[entry.name])
+    def _merge_entrywise(self, entry: TensorEntry, method: EntryMethod, kept: TensorValues | None) -> Job:
+        """Let the method prepare itself, and merge: from memory or, where it needs nothing before, in one pass."""
+        if kept is None:
+            prepared = method.prepare(self._no_values(entry), self._no_sums())
+        else:
+            prepared = method.prepare(kept, self.statistics[entry.name])
         blocks = self._on_blocks(entry, partial(self._merge_entries, method, prepared, kept))
         yield blocks
-        self._check_merged(entry, [block.result() for block in blocks])
+        results = [block.result() for block in blocks]
+        if kept is None:
+            self._keep_sums(entry, [sums for sums, _ in results])
+        self._check_merged(entry, [finite for _, finite in results])
         self.weights[entry.name] = method.weights(prepared).tolist()
 
     def _keep(self, entry: TensorEntry, memory: np.ndarray) -> Generator[list[Future], None, TensorValues]:
@@ -173,16 +181,23 @@ class StreamedMerge:
         return sums, finite
 
     def _merge_entries(
-        self, method: EntryMethod, prepared: Any, kept: TensorValues, entry: TensorEntry, start: int, stop: int
-    ) -> bool:
+        self, method: EntryMethod, prepared: Any, kept: TensorValues | None, entry: TensorEntry, start: int, stop: int
+    ) -> tuple[DeltaStatistics, bool]:
+        sums = self._no_sums(stop - start)
         finite = True
         for first, last in pieces_of(start, stop):
             out_N = self._output_piece(entry, last - first)
-            for begin, end in kept.chunks(first, last):
-                pivot_N, deltas_TN = kept.pivot_and_deltas(begin, end)
+            if kept is None:
+                values, origin = self._piece(entry, first, last), first
+                values.add_statistics(sums, 0, last - first, self._with_pivot)
+            else:
+                values, origin = kept, 0
+            for begin, end in values.chunks(first - origin, last - origin):
+                pivot_N, deltas_TN = values.pivot_and_deltas(begin, end)
+                begin, end = begin + origin, end + origin
                 out_N[begin - first : end - first].copy_(method.merge(pivot_N, deltas_TN, prepared, begin))
             finite &= self._write(entry, first, out_N)
-        return finite
+        return sums, finite
 
     def _copy(self, entry: TensorEntry) -> None:
         contents = [bytearray(entry.size_bytes) for _ in self.checkpoints]
@@ -217,6 +232,10 @@ class StreamedMerge:
         return is_finite(out_N)
 
     # What comes between.
+
+    def _no_values(self, entry: TensorEntry) -> TensorValues:
+        nothing_MN = np.empty((len(self.checkpoints), 0), FLOAT_STORAGE[entry.dtype])
+        return TensorValues(entry, nothing_MN, self.device, self._pool)
 
     def _no_sums(self, count: int = 0) -> DeltaStatistics:
         return DeltaStatistics.zeros(len(self.checkpoints) - 1, count)

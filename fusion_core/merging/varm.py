@@ -59,6 +59,8 @@ class VarmByParameter(EntryMethod):
     Source: FuseChat, arXiv 2402.16107, "Variation Ratio Merge" at parameter granularity.
     """
 
+    needs_tensor = False
+
     def __init__(self, variation: Literal["square", "abs"]):
         self.variation = variation
 
