@@ -62,6 +62,19 @@ def response_cross_entropy(model: LlamaForCausalLM, batch: list[Encoded]) -> Ten
     return functional.cross_entropy(logits.float(), ids[:, 1:][response[:, 1:]])
 
 
+def draw_pool(
+    name: str, corpora: Path, tokenizer: PreTrainedTokenizerFast, chance: random.Random
+) -> list[tuple[raw_data.Dialogue, Encoded]]:
+    """The dialogues that one model's adapter is trained on, each with its encoding."""
+    pool: list[tuple[raw_data.Dialogue, Encoded]] = []
+    domains = MODELS[name].domains
+    for domain in domains:
+        found = [(one, encode(one, tokenizer)) for one in raw_data.training_dialogues(corpora, domain)]
+        short = [pair for pair in found if len(pair[1].ids) <= MAX_TOKENS]
+        pool += chance.sample(short, min(len(short), BATCH * STEPS[name] // len(domains)))
+    return pool
+
+
 def batches(dialogues: list[Encoded], steps: int, chance: random.Random) -> list[list[Encoded]]:
     """Random batches whose dialogues are of like length: groups of eight batches are sorted, cut and mixed."""
     drawn: list[list[Encoded]] = []
@@ -81,11 +94,7 @@ def train(name: str, corpora: Path) -> None:
     factors = adapters.attach(model, change_embedding=not demo_model.own_tokenizer, seed=SEED)
 
     chance = random.Random(SEED)
-    pool: list[Encoded] = []
-    for domain in demo_model.domains:
-        found = [encode(dialogue, tokenizer) for dialogue in raw_data.training_dialogues(corpora, domain)]
-        short = [dialogue for dialogue in found if len(dialogue.ids) <= MAX_TOKENS]
-        pool += chance.sample(short, min(len(short), BATCH * STEPS[name] // len(demo_model.domains)))
+    pool = [encoded for _, encoded in draw_pool(name, corpora, tokenizer, chance)]
 
     steps = STEPS[name]
     optimizer = torch.optim.AdamW(factors.values(), lr=LEARNING_RATE, weight_decay=0.0)

@@ -1,0 +1,116 @@
+"""The tables: which models each compares, and which differences answer its question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiments.lab import Entry
+
+PIVOT, SFT, SOUP = "pivot", "plain SFT", "soup of two SFT"
+SELF, JOINT, FUSED = "pivot distilled into itself", "FuseLLM (all at once)", "FuseChat (VaRM)"
+# One source and one target: with the pivot's own distributions every pair would train the same.
+ALONE = {"fusion.function": "pivot"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One question.
+
+    Parameters
+    ----------
+    question : str
+    entries : tuple of Entry
+    compared : tuple of (label, label)
+        Pairs of which the difference is shown, the second being the baseline.
+    part : {"held_out", "validation"}
+        What is scored.
+    """
+
+    question: str
+    entries: tuple[Entry, ...]
+    compared: tuple[tuple[str, str], ...] = ()
+    part: Literal["held_out", "validation"] = "held_out"
+
+
+def _tuning() -> Table:
+    grid = [(rate, epochs) for rate in (3e-5, 6e-5, 1.2e-4) for epochs in (1, 2)]
+    entries = tuple(
+        Entry(
+            f"{SFT}, rate {rate:.1e}, {epochs} epochs",
+            "plain-sft",
+            {"training.learning_rate": rate, "training.epochs": epochs},
+        )
+        for rate, epochs in grid
+    )
+    return Table("Which learning rate and how many epochs suit plain SFT best?", entries, part="validation")
+
+
+def _main() -> Table:
+    entries = (
+        Entry(PIVOT, "pivot"),
+        Entry("source maths", "maths"),
+        Entry("source dialogue", "dialogue"),
+        Entry("target of maths", "target:maths"),
+        Entry("target of dialogue", "target:dialogue"),
+        Entry(SFT, "plain-sft"),
+        Entry(SELF, "target:maths", ALONE),
+        Entry(SOUP, "plain-sft", {"merge.method": "linear"}, soup=True),
+        Entry(JOINT, "fused", {"strategy": "joint"}),
+        Entry(FUSED, "fused"),
+    )
+    baselines = (PIVOT, SFT, SELF, SOUP, JOINT)
+    return Table(
+        "Does fusing beat the pivot, the controls, and fusing all at once?",
+        entries,
+        tuple((FUSED, baseline) for baseline in baselines) + ((JOINT, SFT), (SOUP, SFT), (SELF, SFT)),
+    )
+
+
+def _merging() -> Table:
+    def line(label: str, **settings: Any) -> Entry:
+        return Entry(label, "fused", {f"merge.{name}": value for name, value in settings.items()})
+
+    entries = (
+        line("VaRM, matrix"),
+        *(line(f"VaRM, {one}", granularity=one) for one in ("model", "layer", "module", "parameter")),
+        line("linear", method="linear"),
+        line("task arithmetic, 0.7", method="task_arithmetic", scaling_coefficient=0.7),
+        line("task arithmetic, 1.0", method="task_arithmetic"),
+        line("SLERP", method="slerp"),
+        line("TIES, density 0.2", method="ties", density=0.2),
+        line("DARE, density 0.1", method="dare", density=0.1, weights=(0.5, 0.5)),
+        line("SCE, all entries", method="sce"),
+    )
+    compared = tuple((entry.label, "linear") for entry in entries if entry.label != "linear")
+    return Table("Which merge of the same two targets is best?", entries, compared)
+
+
+def _fusing() -> Table:
+    def line(label: str, settings: Mapping[str, Any]) -> Entry:
+        return Entry(label, "fused", settings)
+
+    def weight(value: float, **fusion: str) -> dict[str, Any]:
+        return {"training.lm_weight": value} | {f"fusion.{name}": choice for name, choice in fusion.items()}
+
+    entries = (
+        Entry(SFT, "plain-sft"),
+        line("MinCE, λ 0.5", weight(0.5)),
+        line("MinCE, λ 0.1", weight(0.1)),
+        line("MinCE, λ 0.9", weight(0.9)),
+        line("MinCE, λ 0.5, label where the pivot wins", weight(0.5, where_pivot_wins="label")),
+        line("MinCE, λ 0.1, label where the pivot wins", weight(0.1, where_pivot_wins="label")),
+        line("always the source, λ 0.5", weight(0.5, function="source")),
+        line("AvgCE, λ 0.5", weight(0.5, function="avgce")),
+        line("MinCE by token, λ 0.5", weight(0.5, level="token")),
+        line("MinCE, CE per token, λ 0.5", weight(0.5, cross_entropy_unit="token")),
+    )
+    return Table(
+        "How much of the loss is the label's, and whose distribution is taken?",
+        entries,
+        tuple((entry.label, SFT) for entry in entries[1:]),
+    )
+
+
+TABLES = {"tuning": _tuning(), "table1": _main(), "table2": _merging(), "table3": _fusing()}
