@@ -1,4 +1,4 @@
-"""Fusing the distributions of the pivot and of projected sources into one: MinCE and AvgCE.
+"""Fusing the distributions of the pivot and of projected sources into one: MinCE, AvgCE, and one of them throughout.
 
 Legend: N pivot positions, D dialogues, K entries, S sources; models are the pivot (0) and the sources (1 ... S).
 """
@@ -16,7 +16,7 @@ from fusion_core.alignment.projection_kernel import Scratch, add_mass, write_row
 from fusion_core.distributions import TopK
 from fusion_core.errors import AlignmentError
 
-Function = Literal["mince", "avgce"]
+Function = Literal["mince", "avgce", "source", "pivot"]
 Level = Literal["dialogue", "token"]
 
 
@@ -54,9 +54,10 @@ def fuse(
     sources : sequence of TopK [N, K]
         One for FuseChat's pairwise fusion, several for FuseLLM's joint one. Rows of -1 are positions at which a
         source has nothing to say.
-    function : {"mince", "avgce"}
+    function : {"mince", "avgce", "source", "pivot"}
         mince: the distribution of the model with the lowest cross-entropy; ties go to the pivot, then to the earlier
-        source. avgce: the mean of all, weighted by exp(-cross-entropy).
+        source. avgce: the mean of all, weighted by exp(-cross-entropy). source: as mince, the pivot left out.
+        pivot: the pivot's own throughout.
     level : {"dialogue", "token"}
         Where cross-entropies are compared.
     cross_entropies : float64 [1 + S, D] or [1 + S, N], optional
@@ -76,7 +77,7 @@ def fuse(
     Raises
     ------
     AlignmentError
-        If the inputs cover different positions.
+        If the inputs cover different positions, or there is no source for ``function="source"``.
 
     Notes
     -----
@@ -122,10 +123,17 @@ def fuse_with_winners(
         cross_entropies = np.where(has_row, cross_entropies, np.inf)
     winners = np.argmin(cross_entropies, axis=0).astype(np.int8)
     silent = np.logical_not(np.any(has_row[1:], axis=0)) if sources else np.zeros(pivot.positions, bool)
+    if function == "avgce":
+        return Fusion(_average(models, cross_entropies, has_row, silent, unaligned, uniforms), winners)
     if function == "mince":
         fused = _select(models, winners, silent if level == "token" else None, where_pivot_wins, unaligned)
+    elif function == "source":
+        if not sources:
+            raise AlignmentError("The source's distributions alone are asked for, but there is no source; give one.")
+        best_source = 1 + np.argmin(cross_entropies[1:], axis=0)
+        fused = _select(models, best_source, None, where_pivot_wins, unaligned)
     else:
-        fused = _average(models, cross_entropies, has_row, silent, unaligned, uniforms)
+        fused = _select(models, np.zeros_like(winners), None, "distribution", "label")
     return Fusion(fused, winners)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +114,12 @@ class ResolvedFusion:
         """Address of the fused model."""
         if self.config.strategy == "joint":
             return self.target(self.sources)
-        targets = digest_of([self.target((source,)) for source in self.sources], self.pivot.digest)
+        return self.merge_of([self.target((source,)) for source in self.sources])
+
+    def merge_of(self, targets: Sequence[str]) -> str:
+        """Address of the recipe's merge of any checkpoints of the pivot's structure, given by their addresses."""
         spec = digest_of(ALGORITHM_VERSIONS["merge"], self.config.merge.model_dump(mode="json"))
-        return f"merged/{targets}/{spec}"
+        return f"merged/{digest_of(list(targets), self.pivot.digest)}/{spec}"
 
     def scores(self, model: ResolvedModel | str) -> str:
         """Address of the held-out scores of one of the recipe's models, or of a checkpoint given by its address."""

@@ -25,7 +25,7 @@ def merge_targets(fusion: ResolvedFusion, targets: list[Artifact], fusion_run: s
     stage = Stage(
         "merge",
         config.merge.method,
-        fusion.merged(),
+        fusion.merge_of([target.address for target in targets]),
         tuple(target.address for target in targets),
         fusion_run,
         config.registry.experiment,

@@ -10,6 +10,13 @@ from fusion_core.config_section import Section
 
 # Settings that only `positions: bytes` reads.
 BYTES_SETTINGS = ("condition_inside_tokens", "gold_consistent")
+# Settings that a fusion function does not read.
+UNREAD_BY = {
+    "mince": (),
+    "avgce": ("where_pivot_wins",),
+    "source": ("where_pivot_wins",),
+    "pivot": ("level", "cross_entropy_unit", "where_pivot_wins", "unaligned"),
+}
 
 
 class AlignmentConfig(Section):
@@ -62,9 +69,10 @@ class AlignmentConfig(Section):
 class FusionFunctionConfig(Section):
     """How the distributions of pivot and source become one."""
 
-    function: Literal["mince", "avgce"] = Field(
+    function: Literal["mince", "avgce", "source", "pivot"] = Field(
         "mince",
-        description="mince: the model with the lower cross-entropy on the gold text. avgce: weighted by exp(-CE).",
+        description="mince: the model with the lower cross-entropy on the gold text. avgce: weighted by exp(-CE). "
+        "source: always the source. pivot: always the pivot itself, which no source changes: a control.",
     )
     level: Literal["dialogue", "token"] = Field(
         "dialogue", description="Compare models per dialogue (paper) or per position."
@@ -81,7 +89,8 @@ class FusionFunctionConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _mince_only_setting(self) -> FusionFunctionConfig:
-        if self.function == "avgce" and "where_pivot_wins" in self.model_fields_set:
-            raise ValueError("`where_pivot_wins` matters only with `function: mince`; remove it")
+    def _no_idle_settings(self) -> FusionFunctionConfig:
+        idle = next((name for name in UNREAD_BY[self.function] if name in self.model_fields_set), None)
+        if idle is not None:
+            raise ValueError(f"`{idle}` does nothing with `function: {self.function}`; remove it")
         return self
