@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,14 +11,15 @@ from typing import BinaryIO
 
 from fusion_core.errors import StoreError
 from tasks.local_files import copy_and_hash, disk_errors, hash_file
+from tasks.owners import is_abandoned, temporary_name
 from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
 
 
 class FolderStore(Store):
     """A store in a folder of a file system that has hard links.
 
-    A file is written under ``.partial/`` and then linked to its key, so it appears whole. Its SHA-256 is written under
-    ``.sha256/`` after it. Nothing is flushed to the disk object by object: what a power failure tears is found by
+    A file is written under ``.partial/``, by a name that tells its maker, and then linked to its key, so it appears
+    whole. Its SHA-256 is written under ``.sha256/`` after it. Nothing is flushed to the disk object by object: what a power failure tears is found by
     checksum and computed again.
 
     Parameters
@@ -125,6 +125,12 @@ class FolderStore(Store):
             with disk_errors(f"Deleting {info.key} in {self.root}"):
                 (self._partial / Path(info.key).name).unlink(missing_ok=True)
 
+    def remove_abandoned(self) -> None:
+        with disk_errors(f"Clearing {self._partial}"):
+            for path in self._partial.iterdir():
+                if is_abandoned(path.name):
+                    path.unlink(missing_ok=True)
+
     @contextmanager
     def _opened(self, key: str) -> Iterator[BinaryIO]:
         path = self.root / check_key(key)
@@ -139,7 +145,7 @@ class FolderStore(Store):
     @contextmanager
     def _new_file(self, key: str) -> Iterator[Path]:
         check_key(key)
-        partial = self._partial / uuid.uuid4().hex
+        partial = self._partial / temporary_name()
         try:
             with disk_errors(f"Writing {self.url(key)}"):
                 yield partial
@@ -153,9 +159,12 @@ class FolderStore(Store):
             _with_parents(place, partial, target)
         except FileExistsError:
             return False
-        checksum = self._partial / uuid.uuid4().hex
-        checksum.write_text(sha256)
-        _with_parents(os.replace, checksum, self._checksums / key)
+        checksum = self._partial / temporary_name()
+        try:
+            checksum.write_text(sha256)
+            _with_parents(os.replace, checksum, self._checksums / key)
+        finally:
+            checksum.unlink(missing_ok=True)
         return True
 
 

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from fusion_core.errors import TrackingError
 from tasks.store import Store
-from tasks.store_lock import StoreLock, owner_is_gone
+from tasks.store_lock import StoreLock, abandoned_locks, owner_is_gone
 from tasks.tracking import Tracking, plain_errors
 
 IDENTITY = "fuseline.identity"
 STORE = "fuseline.store"
 STAGE = "fuseline.stage"
 FUSION = "fusion"
+RUN_LOCK = "run-"
 
 
 @contextmanager
@@ -29,6 +31,7 @@ def owned_run(tracking: Tracking, store: Store, name: str, identity: str, tags: 
     run_id, lock = _claim(tracking, store, name, identity, tags)
     try:
         _close_abandoned(tracking, store)
+        _clear_abandoned(tracking, store)
         yield run_id
     except BaseException as error:
         # The error that stopped the fusion is the one to show, whatever MLflow says to this.
@@ -80,6 +83,27 @@ def _close_abandoned(tracking: Tracking, store: Store) -> None:
             lock.release()
 
 
+def _clear_abandoned(tracking: Tracking, store: Store) -> None:
+    """Remove what killed processes of this machine left in the store: half written objects, and locks.
+
+    The lock of a run that MLflow still shows as running stays, as a sign that the run is to be closed.
+    """
+    store.remove_abandoned()
+    for name in abandoned_locks(store):
+        if name.startswith(RUN_LOCK) and _is_running(tracking, name.removeprefix(RUN_LOCK)):
+            continue
+        lock = StoreLock(store, name)
+        if lock.try_acquire():
+            lock.release()
+
+
+def _is_running(tracking: Tracking, run_id: str) -> bool:
+    try:
+        return bool(tracking.client.get_run(run_id).info.status == "RUNNING")
+    except MlflowException:  # of another MLflow, or deleted
+        return True
+
+
 def _close_children(tracking: Tracking, run_id: str) -> None:
     children = _unfinished(tracking, f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'")
     for child in children:
@@ -96,4 +120,4 @@ def _unfinished(tracking: Tracking, condition: str) -> list[Run]:
 
 
 def _lock_name(run_id: str) -> str:
-    return f"run-{run_id}"
+    return f"{RUN_LOCK}{run_id}"

@@ -104,6 +104,9 @@ class Store(ABC):
     def delete_leftovers(self, leftovers: Iterable[ObjectInfo]) -> None:
         """Delete what `leftovers` yielded."""
 
+    def remove_abandoned(self) -> None:  # noqa: B027 - most stores have nothing to do
+        """Delete what processes of this machine that were killed left of half written objects, as far as it shows."""
+
     def local_path(self, key: str) -> Path | None:
         """Return the object's own file where the store is a folder, else None."""
         return None

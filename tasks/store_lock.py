@@ -11,22 +11,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
+import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import psutil
 
 from fusion_core.errors import FusionError, StoreError
+from tasks.owners import host, process_lives, start_of_this_process
 from tasks.store import MissingObjectError, Store
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "locks"
+GENERATION = re.compile(r"[0-9]{8}")
 SILENCE_SECONDS = 30.0
 RENEWALS_IN_SILENCE = 4
 LOOK_SECONDS = 0.2
@@ -105,7 +104,7 @@ class StoreLock:
         self._renewals = 0
         if not self._store.write(f"{self._prefix}{number:08d}", self._content(), if_absent=True):
             return False
-        keys = [info.key for info in self._store.list(self._prefix)]
+        keys = self._keys()
         mine = f"{self._prefix}{number:08d}"
         if max(keys, default="") != mine:
             self._store.delete([mine])
@@ -119,7 +118,7 @@ class StoreLock:
 
     def top(self) -> tuple[int, bytes]:
         """Return the owner's generation and what it wrote; 0 where nobody owns the lock."""
-        keys = [info.key for info in self._store.list(self._prefix)]
+        keys = self._keys()
         if not keys:
             return 0, b""
         number = int(max(keys).rpartition("/")[2])
@@ -127,6 +126,11 @@ class StoreLock:
             return number, self._store.read(max(keys))
         except MissingObjectError:  # released between the two looks
             return 0, b""
+
+    def _keys(self) -> list[str]:
+        # Whatever else somebody put there is no generation.
+        keys = (info.key for info in self._store.list(self._prefix))
+        return [key for key in keys if GENERATION.fullmatch(key.removeprefix(self._prefix))]
 
     def _content(self) -> bytes:
         return json.dumps({**self._owner, "renewals": self._renewals}).encode()
@@ -169,38 +173,32 @@ def owner_is_gone(store: Store, name: str) -> bool:
     return number > 0 and _life(content) is False
 
 
+def abandoned_locks(store: Store) -> list[str]:
+    """Return the names of the locks whose owner was a process of this machine that lives no more."""
+    parts = {info.key.removeprefix(f"{FOLDER}/").partition("/")[0] for info in store.list(f"{FOLDER}/")}
+    return [name for name in sorted(parts) if owner_is_gone(store, name)]
+
+
 def _this_process() -> dict[str, object]:
-    return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def _host() -> str:
-    """Name the set of process ids that this process lives among: machine, boot, and container."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    parts = [socket.gethostname()]
-    if boot.is_file():
-        parts += [boot.read_text().strip(), os.readlink(namespace)]
-    return " ".join(parts)
+    return {"host": host(), "pid": os.getpid(), "started": start_of_this_process()}
 
 
 def _life(content: bytes) -> bool | None:
     """Say whether an owner lives; None where it is no process of this machine."""
     owner = _owner(content)
-    return _runs(owner) if owner.get("host") == _host() else None
+    return _runs(owner) if owner.get("host") == host() else None
 
 
 def _owner(content: bytes) -> dict[str, object]:
     try:
         owner = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 
 
 def _runs(owner: dict[str, object]) -> bool:
     try:
-        process = psutil.Process(int(str(owner["pid"])))
-        # Another process may have been given the number since.
-        same = abs(process.create_time() - float(str(owner["started"]))) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return process_lives(int(str(owner["pid"])), float(str(owner["started"])))
+    except (KeyError, ValueError):
         return False
