@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
+S3_POLICY = HERE.parent / "deployments" / "s3" / "policy.json"
 USER = "fuseline"
 
 
@@ -34,11 +35,9 @@ def make_secrets(folder: Path) -> dict[str, str]:
     postgres = known("postgres_password", secrets.token_urlsafe(32))
     access = known("AWS_ACCESS_KEY_ID", secrets.token_hex(10))
     secret = known("AWS_SECRET_ACCESS_KEY", secrets.token_urlsafe(32))
-    identity = {
-        "name": USER,
-        "credentials": [{"accessKey": access, "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
+    identity = {"name": USER, "credentials": [{"accessKey": access, "secretKey": secret}], "policyNames": [USER]}
+    # The one identity may do what Fuseline and MLflow do, in their bucket: nobody administers the server.
+    policy = {"name": USER, "content": S3_POLICY.read_text(encoding="utf-8")}
     database = f"{USER}:{quote(postgres, safe='')}@postgres:5432"
     # MLflow reads its file with Python's configparser, for which a percent sign is special.
     in_settings = database.replace("%", "%%")
@@ -51,8 +50,9 @@ def make_secrets(folder: Path) -> dict[str, str]:
         "postgres_password": postgres,
         "AWS_ACCESS_KEY_ID": access,
         "AWS_SECRET_ACCESS_KEY": secret,
-        "s3_identities": json.dumps({"identities": [identity]}),
+        "s3_identities": json.dumps({"identities": [identity], "policies": [policy]}),
         "mlflow_auth": auth,
+        "FUSELINE_WEBHOOK_SECRET": secrets.token_urlsafe(32),
         "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_urlsafe(32),
         "MLFLOW_BACKEND_STORE_URI": f"postgresql://{database}/mlflow",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),

@@ -116,7 +116,11 @@ def _explain(error: Exception, bucket: str, endpoint: str) -> str:
     if code in ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"):
         return f"the credentials have expired or this machine's clock is wrong ({code}); renew or correct them"
     if code in ("AccessDenied", "403", "AllAccessDisabled", "Forbidden"):
-        return f"these credentials have no permission for it in bucket {bucket!r}; grant it, or use others"
+        # Credentials that may do no more than Fuseline needs are not told whether another bucket is there.
+        return (
+            f"these credentials have no permission for it in bucket {bucket!r}; grant it, use others, or correct the "
+            "bucket in FUSELINE_STORE"
+        )
     if code in ("PermanentRedirect", "301", "IllegalLocationConstraintException"):
         return f"bucket {bucket!r} lives in another region; set AWS_REGION to it"
     if code in TRANSIENT_CODES and code.isdigit():

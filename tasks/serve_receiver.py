@@ -1,12 +1,16 @@
-"""Running the receiver of MLflow's webhooks as a server of its own."""
+"""Running the receiver of MLflow's webhooks as a server of its own.
+
+Run as ``python -m tasks.serve_receiver HOST PORT``, or as the command ``fuseline receiver``.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import uvicorn
 
-from fusion_core.errors import ConfigError
+from fusion_core.errors import ConfigError, FusionError
 from tasks.settings import Settings
 from tasks.source_events import announce_source
 from tasks.tracking import Tracking, plain_errors
@@ -42,3 +46,16 @@ def serve_receiver(host: str, port: int) -> None:
     deliveries = Deliveries(settings.home / "receiver" / "deliveries.db", keep_seconds=4 * TOLERANCE_SECONDS)
     application = make_application(Receiver(secret, deliveries, announce_source, read_tags))
     uvicorn.run(application, host=host, port=port, log_level="info")
+
+
+def main() -> None:
+    """Serve at the address of the arguments; a mistake is one sentence on standard error."""
+    try:
+        serve_receiver(sys.argv[1], int(sys.argv[2]))
+    except FusionError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

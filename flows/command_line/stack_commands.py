@@ -14,7 +14,7 @@ PREFECT_FILE = "prefect.yaml"
 
 
 def up() -> None:
-    """Start S3, MLflow, Prefect and a worker on this machine, with deployments; what runs already goes on."""
+    """Start S3, MLflow, Prefect, a receiver and a worker, with deployments; what runs already goes on."""
     from fusion_core.errors import FusionError
     from tasks.stack.control import start_stack
 
@@ -25,6 +25,7 @@ def up() -> None:
     print(f"Prefect:  {stack.ports.prefect_ui}")
     print(f"MLflow:   {stack.ports.mlflow_url}")
     print(f"S3:       {stack.ports.s3_url}")
+    print(f"receiver: {stack.ports.receiver_url}, to which MLflow tells of registered sources")
     print(f"sign in:  user and passwords are in {stack.folder.credentials}, which only you can read")
     print(f"use it:   source {stack.folder.environment}")
 
@@ -39,9 +40,6 @@ def down() -> None:
 
 def status(json_output: Annotated[bool, typer.Option("--json", help="Print the states as JSON.")] = False) -> None:
     """Say what of the stack runs and where; exits 1 when something is stopped or does not answer."""
-    from rich.console import Console
-    from rich.table import Table
-
     from tasks.stack.control import stack_states
 
     states = stack_states(home_folder())
@@ -50,10 +48,11 @@ def status(json_output: Annotated[bool, typer.Option("--json", help="Print the s
     elif not states:
         print("No stack was started here; `fuseline up` starts one.")
     else:
-        table = Table(box=None, show_header=False, pad_edge=False)
+        names, words = (max(len(getattr(state, key)) for state in states) for key in ("name", "state"))
         for state in states:
-            process = "" if state.pid is None else f"process {state.pid}"
-            table.add_row(state.name, state.state, state.address, process, str(state.log))
-        Console(markup=False).print(table)
+            process = "" if state.pid is None else f", process {state.pid}"
+            print(f"{state.name:<{names}}  {state.state:<{words}}  {state.address}{process}")
+            # On a line of its own: a path is copied whole, however narrow the terminal.
+            print(f"{'':<{names}}  log {state.log}")
     if not states or not all(state.healthy for state in states):
         raise typer.Exit(1)

@@ -15,9 +15,18 @@ import httpx
 from fusion_core.errors import FusionError
 from tasks.stack.credentials import load_or_make_credentials
 from tasks.stack.folder import StackFolder, only_command, write_private
-from tasks.stack.ports import Ports, is_free, load_or_choose_ports
+from tasks.stack.ports import USUAL, Ports, is_free, load_or_choose_ports
 from tasks.stack.processes import find_process, last_lines, start_process, stop_process
-from tasks.stack.services import SERVICES, Service, base_environment, client_environment, servers, worker
+from tasks.stack.services import (
+    SERVICES,
+    Service,
+    base_environment,
+    client_environment,
+    landing_secret,
+    receiver,
+    servers,
+    worker,
+)
 
 START_SECONDS = 180.0
 PROVISION_SECONDS = 300.0
@@ -26,12 +35,28 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Stack:
-    """The services of one home folder, the worker last, and the variables that lead to them."""
+    """The services of one home folder in the order in which they start, and the variables that lead to them.
+
+    Parameters
+    ----------
+    folder : StackFolder
+    ports : Ports
+    servers : list of Service
+        Need nothing but their own data.
+    workers : list of Service
+        Run Fuseline's code and use the servers.
+    environment : dict
+        For commands.
+    landing : dict
+        For who makes or checks MLflow's webhook.
+    """
 
     folder: StackFolder
     ports: Ports
-    services: list[Service]
+    servers: list[Service]
+    workers: list[Service]
     environment: dict[str, str]
+    landing: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,12 +78,12 @@ def describe_stack(home: Path) -> Stack:
     credentials = load_or_make_credentials(folder)
     ports = load_or_choose_ports(folder)
     environment = client_environment(ports, credentials, home)
-    services = [*servers(folder, ports, credentials), worker(folder, ports, environment)]
-    return Stack(folder, ports, services, environment)
+    workers = [receiver(ports, credentials, environment), worker(environment)]
+    return Stack(folder, ports, servers(folder, ports, credentials), workers, environment, landing_secret(credentials))
 
 
 def start_stack(home: Path, project: Path, say: Say) -> Stack:
-    """Start what does not run, wait until each answers, and create bucket, work pool, limits and deployments.
+    """Start what does not run, wait until each answers, and create work pool, limits, deployments and webhook.
 
     Parameters
     ----------
@@ -83,14 +108,16 @@ def start_stack(home: Path, project: Path, say: Say) -> Stack:
 def _start_all(home: Path, project: Path, say: Say) -> Stack:
     stack = describe_stack(home)
     write_private(stack.folder.environment, _exports(stack.environment))
-    *all_servers, the_worker = stack.services
-    for service in all_servers:
+    for service in stack.servers:
         _start(stack, service, say)
-    for service in all_servers:
+    for service in stack.servers:
         _wait_for(stack, service, say)
-    say("creating bucket, work pool, limits and deployments")
+    say("creating work pool, limits, deployments and MLflow's webhook")
     _provision(stack, project)
-    _start(stack, the_worker, say, project)
+    for service in stack.workers:
+        _start(stack, service, say, project)
+    for service in stack.workers:
+        _wait_for(stack, service, say)
     return stack
 
 
@@ -116,7 +143,8 @@ def stack_states(home: Path) -> list[ServiceState]:
     folder = StackFolder(home / "stack")
     if not folder.credentials.exists():
         return []
-    return [_state(folder, service) for service in describe_stack(home).services]
+    stack = describe_stack(home)
+    return [_state(folder, service) for service in (*stack.servers, *stack.workers)]
 
 
 def _state(folder: StackFolder, service: Service) -> ServiceState:
@@ -132,7 +160,7 @@ def _start(stack: Stack, service: Service, say: Say, project: Path | None = None
     if find_process(record) is not None:
         say(f"{service.title} runs already")
         return
-    port = {"s3": stack.ports.s3, "mlflow": stack.ports.mlflow, "prefect": stack.ports.prefect}.get(service.name)
+    port = {name: getattr(stack.ports, name) for name in USUAL}.get(service.name)
     if port is not None and not is_free(port):
         raise FusionError(
             f"{service.title} needs port {port}, on which another program listens; stop that program, or remove "
@@ -149,8 +177,10 @@ def _start(stack: Stack, service: Service, say: Say, project: Path | None = None
 
 
 def _wait_for(stack: Stack, service: Service, say: Say) -> None:
+    if service.health_url is None:
+        return
     began = time.monotonic()
-    while service.health_url is not None and not _answers(service.health_url):
+    while not _answers(service.health_url):
         log = stack.folder.log(service.name)
         if find_process(stack.folder.record(service.name)) is None:
             raise FusionError(f"{service.title} ended at once; the end of {log} says: {last_lines(log)}")
@@ -174,8 +204,11 @@ def _provision(stack: Stack, project: Path) -> None:
     # In a process of its own: Prefect reads its settings once, when it is imported.
     worker_runs = find_process(stack.folder.record("worker")) is not None
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.stack.provision", str(project), *([] if worker_runs else ["--no-worker"])],
-        env=base_environment() | stack.environment,
+        [
+            *(sys.executable, "-m", "tasks.stack.provision", str(project), "--receiver", stack.ports.receiver_url),
+            *([] if worker_runs else ["--no-worker"]),
+        ],
+        env=base_environment() | stack.environment | stack.landing,
         cwd=project,
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from fusion_core.errors import FusionError
 from tasks.stack.folder import StackFolder, write_private
 
 LOOPBACK = "127.0.0.1"
-USUAL = {"prefect": 4200, "mlflow": 5000, "s3": 8333}
+USUAL = {"prefect": 4200, "mlflow": 5000, "s3": 8333, "receiver": 4210}
 # What the S3 server listens on besides; it would take fixed numbers for those it is not told.
 S3_INNER = (
     *("s3.port.grpc", "master.port", "master.port.grpc", "filer.port", "filer.port.grpc"),
@@ -29,6 +29,7 @@ class Ports(BaseModel):
     prefect: Port
     mlflow: Port
     s3: Port
+    receiver: Port
     s3_inner: dict[str, Port]
 
     @field_validator("s3_inner")
@@ -57,6 +58,11 @@ class Ports(BaseModel):
     def s3_url(self) -> str:
         """Address of the S3 server."""
         return f"http://{LOOPBACK}:{self.s3}"
+
+    @property
+    def receiver_url(self) -> str:
+        """Address of the receiver of MLflow's webhooks."""
+        return f"http://{LOOPBACK}:{self.receiver}"
 
 
 def load_or_choose_ports(folder: StackFolder) -> Ports:

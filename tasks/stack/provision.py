@@ -1,11 +1,13 @@
-"""Creates what a running stack needs: the bucket, the work pool, the device limit and the deployments.
+"""Creates what running servers need: work pool, device limit, deployments, and MLflow's webhook.
 
-Run as ``python -m tasks.stack.provision PROJECT [--no-worker]`` with the stack's variables; doing it again changes
-nothing, but that runs are closed which a killed worker left, where ``--no-worker`` says that none runs now.
+Run as ``python -m tasks.stack.provision PROJECT --receiver URL [--no-worker]`` with the stack's variables; doing it
+again changes nothing, but that runs are closed which a killed worker left, where ``--no-worker`` says that none runs
+now.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -20,33 +22,34 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from fusion_core.devices import default_device
 from fusion_core.errors import FusionError
 from tasks.settings import Settings, split_s3_address
+from tasks.stack.landing_webhook import create_landing_webhook
 from tasks.stack.lost_runs import close_lost_runs
 from tasks.stack.notifications import create_failure_notification
 from tasks.stack.services import POOL
 
 PREFECT_FILE = "prefect.yaml"
-NO_WORKER = "--no-worker"
 BUCKET_TRIES = 60
 
 
-def create_bucket(settings: Settings) -> None:
-    """Create the bucket of the store unless it is there."""
+def wait_for_bucket(settings: Settings) -> None:
+    """Wait until the bucket takes objects: the server makes it, and answers before it has room for any.
+
+    Raises
+    ------
+    FusionError
+        If it does not within half a minute.
+    """
     bucket, _ = split_s3_address(settings.store)
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url, region_name="us-east-1")
     for _ in range(BUCKET_TRIES):
         try:
-            client.create_bucket(Bucket=bucket)
-            # The server answers before it has room for objects.
             client.put_object(Bucket=bucket, Key="ready", Body=b"")
             client.delete_object(Bucket=bucket, Key="ready")
             return
         except (BotoCoreError, ClientError) as error:
-            taken = isinstance(error, ClientError) and error.response["Error"]["Code"] == "BucketAlreadyOwnedByYou"
-            if taken or "BucketAlreadyExists" in str(error):
-                return
             problem = error
             time.sleep(0.5)
-    raise FusionError(f"The bucket {bucket!r} cannot be created: {problem}.")
+    raise FusionError(f"The bucket {bucket!r} takes no objects: {problem}.")
 
 
 def create_pool_and_limit(settings: Settings) -> None:
@@ -95,13 +98,19 @@ def create_deployments(project: Path) -> None:
 
 def main() -> None:
     """Create everything in the order in which it is needed; a failure is one sentence on standard error."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("project", type=Path)
+    arguments.add_argument("--receiver", required=True, help="Address at which MLflow reaches the receiver.")
+    arguments.add_argument("--no-worker", action="store_true", help="No worker runs now.")
+    given = arguments.parse_args()
     settings = Settings()
     try:
-        create_bucket(settings)
+        wait_for_bucket(settings)
         create_pool_and_limit(settings)
         create_failure_notification()
-        create_deployments(Path(sys.argv[1]))
-        if NO_WORKER in sys.argv[2:]:
+        create_deployments(given.project)
+        create_landing_webhook(settings, given.receiver)
+        if given.no_worker:
             close_lost_runs()
     except FusionError as error:
         print(error, file=sys.stderr)

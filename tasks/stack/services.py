@@ -15,6 +15,8 @@ from tasks.stack.folder import StackFolder, write_private
 from tasks.stack.ports import LOOPBACK, Ports
 
 BUCKET = "fuseline"
+S3_POLICY = Path(__file__).resolve().parents[2] / "deployments" / "s3" / "policy.json"
+RECIPES = "FUSELINE_RECIPES"
 POOL = "fuseline"
 DEVICE_LIMIT = "fuseline-device"
 # It keeps every acknowledged object through a kill, and its own polite end takes ten seconds.
@@ -27,6 +29,7 @@ SERVICES = {
     "s3": ("S3 server", AT_ONCE),
     "mlflow": ("MLflow", POLITE_SECONDS),
     "prefect": ("Prefect", POLITE_SECONDS),
+    "receiver": ("receiver", POLITE_SECONDS),
     "worker": ("worker", WORKER_SECONDS),
 }
 
@@ -49,7 +52,10 @@ class Service:
 
 def client_environment(ports: Ports, credentials: Credentials, home: Path) -> dict[str, str]:
     """Return the variables with which commands and workers use the stack."""
-    return {
+    # The one setting of the user's own that decides which recipes forms and landed sources find.
+    chosen = os.environ.get(RECIPES)
+    recipes = {RECIPES: str(Path(chosen).expanduser().absolute())} if chosen else {}
+    return recipes | {
         "FUSELINE_HOME": str(home),
         "FUSELINE_STORE": f"s3://{BUCKET}/fuseline",
         "FUSELINE_S3_ENDPOINT_URL": ports.s3_url,
@@ -77,7 +83,7 @@ def servers(folder: StackFolder, ports: Ports, credentials: Credentials) -> list
     return [_s3(folder, ports, credentials), _mlflow(folder, ports, credentials), _prefect(folder, ports, credentials)]
 
 
-def worker(folder: StackFolder, ports: Ports, environment: dict[str, str]) -> Service:
+def worker(environment: dict[str, str]) -> Service:
     """Return the worker that runs what the deployments start, with the stack's variables."""
     return Service(
         name="worker",
@@ -86,6 +92,22 @@ def worker(folder: StackFolder, ports: Ports, environment: dict[str, str]) -> Se
         health_url=None,
         environment=environment,
     )
+
+
+def receiver(ports: Ports, credentials: Credentials, environment: dict[str, str]) -> Service:
+    """Return the receiver, to which MLflow tells of registered sources, and which tells Prefect."""
+    return Service(
+        name="receiver",
+        command=(sys.executable, "-m", "tasks.serve_receiver", LOOPBACK, str(ports.receiver)),
+        address=ports.receiver_url,
+        health_url=f"{ports.receiver_url}/health",
+        environment=environment | landing_secret(credentials),
+    )
+
+
+def landing_secret(credentials: Credentials) -> dict[str, str]:
+    """Return the variable with what MLflow's webhook signs; only the receiver and who makes the webhook get it."""
+    return {"FUSELINE_WEBHOOK_SECRET": credentials.landing_secret.get_secret_value()}
 
 
 def _s3(folder: StackFolder, ports: Ports, credentials: Credentials) -> Service:
@@ -98,13 +120,15 @@ def _s3(folder: StackFolder, ports: Ports, credentials: Credentials) -> Service:
                 "secretKey": credentials.s3_secret_key.get_secret_value(),
             }
         ],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        "policyNames": [USER],
     }
+    # The one identity may do what Fuseline and MLflow do, in their bucket: nobody administers the server.
+    policy = {"name": USER, "content": S3_POLICY.read_text(encoding="utf-8")}
     identities = folder.root / "s3-identities.json"
-    write_private(identities, json.dumps({"identities": [identity]}))
+    write_private(identities, json.dumps({"identities": [identity], "policies": [policy]}))
     # SeaweedFS binds everywhere unless told; the gateways for WebDAV, Iceberg and Lance are not wanted.
     command = [_program("weed"), "mini", f"-dir={data}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"]
-    command += [f"-s3.config={identities}", f"-s3.port={ports.s3}"]
+    command += [f"-s3.config={identities}", f"-s3.port={ports.s3}", f"-bucket={BUCKET}"]
     command += [f"-{name}={port}" for name, port in ports.s3_inner.items()]
     command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     return Service("s3", tuple(command), ports.s3_url, f"{ports.s3_url}/healthz")

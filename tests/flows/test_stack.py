@@ -198,7 +198,7 @@ def test_a_second_worker_finishes_what_a_killed_one_had_begun(home: Path, api: A
 
 def test_data_and_addresses_survive_a_restart(home: Path, api: Api) -> None:
     assert fuseline(home, "down").returncode == 0
-    assert fuseline(home, "status").stdout.count("stopped") == 4
+    assert fuseline(home, "status").stdout.count("stopped") == 5
     assert fuseline(home, "up").returncode == 0
     assert fuseline(home, "status").returncode == 0
     assert api.post("/flow_runs/count") >= 5

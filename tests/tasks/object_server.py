@@ -18,7 +18,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 BUCKET = "fuseline"
+POLICY = Path(__file__).resolve().parents[2] / "deployments" / "s3" / "policy.json"
 WRITER = ("test-writer", "test-writer-secret")
+ADMINISTRATOR = ("test-administrator", "test-administrator-secret")
 READER = ("test-reader", "test-reader-secret")
 # What `weed mini` listens on; it takes fixed numbers for those it is not told.
 PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "filer.port", "filer.port.grpc", "volume.port")
@@ -27,7 +29,7 @@ PORTS += ("volume.port.grpc", "admin.port", "admin.port.grpc")
 
 @dataclass(frozen=True)
 class ObjectServer:
-    """A running server with one bucket, a user who may do everything and one who may only read."""
+    """A running server with one bucket, a writer with the product's own policy, a reader and an administrator."""
 
     endpoint_url: str
 
@@ -56,16 +58,18 @@ def running_server(folder: Path, program: Path) -> Iterator[ObjectServer]:
     """Start the server with its data in `folder`, yield it when it answers, and stop it."""
     folder.mkdir(parents=True, exist_ok=True)
     identities = [
-        _identity("writer", WRITER, ["Admin", "Read", "Write", "List", "Tagging"]),
-        _identity("reader", READER, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+        _identity("writer", WRITER) | {"policyNames": ["product"]},
+        _identity("administrator", ADMINISTRATOR) | {"actions": ["Admin", "Read", "Write", "List", "Tagging"]},
+        _identity("reader", READER) | {"actions": [f"Read:{BUCKET}", f"List:{BUCKET}"]},
     ]
+    policy = {"name": "product", "content": POLICY.read_text(encoding="utf-8")}
     config = folder / "identities.json"
-    config.write_text(json.dumps({"identities": identities}))
+    config.write_text(json.dumps({"identities": identities, "policies": [policy]}))
     ports = free_ports(len(PORTS))
     command = [str(program), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
     command += [f"-{name}={port}" for name, port in zip(PORTS, ports, strict=True)]
     command += ["-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-    command += ["-s3.domainName=s3.test", "-master.volumeSizeLimitMB=1024"]
+    command += ["-s3.domainName=s3.test", f"-bucket={BUCKET}", "-master.volumeSizeLimitMB=1024"]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
@@ -87,8 +91,8 @@ def free_ports(count: int) -> list[int]:
         return [item.getsockname()[1] for item in sockets]
 
 
-def _identity(name: str, user: tuple[str, str], actions: list[str]) -> dict[str, object]:
-    return {"name": name, "credentials": [{"accessKey": user[0], "secretKey": user[1]}], "actions": actions}
+def _identity(name: str, user: tuple[str, str]) -> dict[str, object]:
+    return {"name": name, "credentials": [{"accessKey": user[0], "secretKey": user[1]}]}
 
 
 def _wait_for_bucket(server: ObjectServer, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -96,7 +100,6 @@ def _wait_for_bucket(server: ObjectServer, process: subprocess.Popen[bytes], log
     deadline = time.monotonic() + 60
     while True:
         try:
-            client.create_bucket(Bucket=BUCKET)
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
             client.delete_object(Bucket=BUCKET, Key="ready")
             return

@@ -14,7 +14,7 @@ from tasks.s3_store import S3Store
 from tasks.settings import Settings
 from tasks.store import Store
 from tests.messages import one_sentence
-from tests.tasks.object_server import BUCKET, READER, ObjectServer, free_ports
+from tests.tasks.object_server import ADMINISTRATOR, BUCKET, READER, ObjectServer, free_ports
 
 
 def open_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str, bucket: str = BUCKET) -> Store:
@@ -32,6 +32,10 @@ def test_the_settings_choose_between_a_folder_and_s3(
 
 
 def test_a_missing_bucket_is_named(aws_environment: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"no permission .* bucket 'absent'.*FUSELINE_STORE"):
+        open_s3(monkeypatch, aws_environment.endpoint_url, "absent")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ADMINISTRATOR[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ADMINISTRATOR[1])
     with pytest.raises(StoreError, match=r"no bucket 'absent'.*FUSELINE_STORE") as error:
         open_s3(monkeypatch, aws_environment.endpoint_url, "absent")
     one_sentence(error)
