@@ -71,20 +71,20 @@ class Nats:
     Parameters
     ----------
     models : mapping from label to seed to float64 [D]
-    bytes_D : float64 [D]
-    strata_D : int64 [D]
+    response_bytes : float64 [D]
+    strata : int64 [D]
         Domain of each dialogue, an index into ``domains``.
     domains : tuple of str
     """
 
     models: Mapping[str, Mapping[int | None, np.ndarray]]
-    bytes_D: np.ndarray
-    strata_D: np.ndarray
+    response_bytes: np.ndarray
+    strata: np.ndarray
     domains: tuple[str, ...]
 
     def per_byte(self, nats_D: np.ndarray) -> dict[str, float]:
         """Nats per byte of each domain, and their mean."""
-        sums = [np.bincount(self.strata_D, weights=column) for column in (nats_D, self.bytes_D)]
+        sums = [np.bincount(self.strata, weights=column) for column in (nats_D, self.response_bytes)]
         by_domain = sums[0] / sums[1]
         return {OVERALL: float(by_domain.mean())} | dict(zip(self.domains, by_domain.tolist(), strict=True))
 
@@ -111,7 +111,7 @@ def differences(nats: Nats, label: str, baseline: str, *, resamples: int = RESAM
         return []
     per_seed = [(nats.per_byte(a_D), nats.per_byte(b_D)) for a_D, b_D in pairs]
     means = [np.mean(side, axis=0) for side in zip(*pairs, strict=True)]
-    sums_RSM = resampled_sums(np.column_stack([*means, nats.bytes_D]), nats.strata_D, resamples, seed=0)
+    sums_RSM = resampled_sums(np.column_stack([*means, nats.response_bytes]), nats.strata, resamples, seed=0)
     ratios_RS = (sums_RSM[:, :, 0] - sums_RSM[:, :, 1]) / sums_RSM[:, :, 2]
     draws = {OVERALL: ratios_RS.mean(axis=1)} | dict(zip(nats.domains, ratios_RS.T, strict=True))
     found = []

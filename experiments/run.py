@@ -75,7 +75,7 @@ def collect(
         for seed, nats_D in nats.models.get(entry.label, {}).items()
     )
     pairs = [(one, other) for one, other in table.compared if one in nats.models and other in nats.models]
-    counts = {domain: int((nats.strata_D == index).sum()) for index, domain in enumerate(nats.domains)}
+    counts = {domain: int((nats.strata == index).sum()) for index, domain in enumerate(nats.domains)}
     return Results(
         table=name,
         question=table.question,

@@ -64,7 +64,7 @@ def _main() -> Table:
     return Table(
         "Does fusing beat the pivot, the controls, and fusing all at once?",
         entries,
-        tuple((FUSED, baseline) for baseline in baselines) + ((JOINT, SFT), (SOUP, SFT), (SELF, SFT)),
+        (*((FUSED, baseline) for baseline in baselines), (JOINT, SFT), (SOUP, SFT), (SELF, SFT)),
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fusion_core.config import AlignmentConfig, ExtractionConfig, FusionConfig
+from fusion_core.config import AlignmentConfig, ExtractionConfig, FusionConfig, FusionFunctionConfig
 from fusion_core.recipes import load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes").glob("*.yaml"))
@@ -27,6 +27,22 @@ def test_a_field_given_its_default_counts_as_not_given() -> None:
 def test_a_field_that_was_changed_to_no_effect_is_an_error() -> None:
     with pytest.raises(ValidationError, match="matters only with"):
         ExtractionConfig.model_validate({"truncation": "top_k", "seed": 7})
+
+
+@pytest.mark.parametrize(
+    ("function", "setting"),
+    [
+        ("avgce", {"where_pivot_wins": "label"}),
+        ("source", {"where_pivot_wins": "label"}),
+        ("pivot", {"level": "token"}),
+        ("pivot", {"cross_entropy_unit": "token"}),
+        ("pivot", {"unaligned": "pivot"}),
+    ],
+)
+def test_a_fusion_function_refuses_what_it_does_not_read(function: str, setting: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=f"`{next(iter(setting))}` does nothing with `function: {function}`"):
+        FusionFunctionConfig.model_validate({"function": function, **setting})
+    assert FusionFunctionConfig.model_validate({"function": "mince", **setting}).model_fields_set == set(setting)
 
 
 def test_true_is_no_number_even_where_the_default_is_one() -> None:

@@ -89,6 +89,30 @@ def test_where_the_source_is_silent() -> None:
     assert rows_of(fuse(PIVOT, [SILENT], "avgce", "dialogue", cross_entropies=wins))[2] == {}
 
 
+def test_always_the_source_leaves_the_pivot_out() -> None:
+    # The pivot is better on both dialogues; the first source has nothing to say at position 0 and the end.
+    entropies = np.array([[0.1, 0.1], [0.5, 0.9], [0.6, 0.8]])
+    fused = fuse_with_winners(PIVOT, [SILENT, SOURCE], "source", "dialogue", cross_entropies=entropies)
+    assert fused.winners.tolist() == [0, 0, 0]
+    assert rows_of(fused.top_k) == [{}, pytest.approx({5: 0.7}), pytest.approx({4: 0.4, 6: 0.5})]
+    own = fuse(PIVOT, [SILENT, SOURCE], "source", "dialogue", cross_entropies=entropies, unaligned="pivot")
+    assert rows_of(own)[0] == pytest.approx({1: 0.5, 2: 0.3})
+    # By token the source that is silent at a position does not compete there.
+    assert rows_of(fuse(PIVOT, [SILENT, SOURCE], "source", "token"))[0] == pytest.approx({1: 0.9})
+    with pytest.raises(AlignmentError, match="there is no source"):
+        fuse(PIVOT, [], "source", "token")
+
+
+def test_always_the_pivot_is_what_no_source_changes() -> None:
+    for level in ("dialogue", "token"):
+        fused = fuse_with_winners(PIVOT, [SOURCE], "pivot", level)
+        assert np.array_equal(fused.top_k.token_ids, PIVOT.token_ids)
+        assert np.array_equal(fused.top_k.log_probs, PIVOT.log_probs)
+        assert np.array_equal(fused.top_k.label_log_probs, PIVOT.label_log_probs)
+    # Who was better is still told.
+    assert fused.winners.tolist() == [1, 0, 0]
+
+
 def test_positions_a_source_has_not_read_count_for_nobody() -> None:
     source = make([{1: 0.4}, {3: 0.6}, {}], [0.4, 0.0, 0.0], [0, 2, 3])
     fused = fuse_with_winners(PIVOT, [source], "mince", "dialogue")

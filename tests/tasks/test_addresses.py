@@ -56,6 +56,8 @@ def changed(of: ResolvedFusion) -> set[str]:
         ({"training": {"micro_batch_tokens": 100, "checkpoint_steps": 7}}, set()),
         ({"extraction": {"top_k": 5}}, {"extract", "fuse", "train", "merge"}),
         ({"fusion": {"level": "token"}}, {"fuse", "train", "merge"}),
+        ({"fusion": {"function": "source"}}, {"fuse", "train", "merge"}),
+        ({"fusion": {"function": "pivot"}}, {"fuse", "train", "merge"}),
         ({"alignment": {"vocabulary": "exact"}}, {"fuse", "train", "merge"}),
         ({"training": {"lm_weight": 0.3}}, {"train", "merge"}),
         ({"training": {"learning_rate": 0.3}}, {"train", "control", "merge"}),
@@ -107,6 +109,15 @@ def test_a_joint_fusion_has_one_target_and_it_is_the_fused_model() -> None:
     joint = fusion(strategy="joint")
     assert joint.groups == (joint.sources,)
     assert joint.merged() == joint.target(joint.sources)
+
+
+def test_a_merge_of_other_checkpoints_has_an_address_of_its_own() -> None:
+    base, linear = fusion(), fusion(merge={"method": "linear"})
+    targets = [base.target(group) for group in base.groups]
+    control = base.target(base.groups[0], lm_weight=1.0)
+    assert base.merge_of(targets) == base.merged()
+    assert len({base.merged(), base.merge_of(targets[::-1]), base.merge_of([control, targets[0]])}) == 3
+    assert linear.merge_of(targets) != base.merge_of(targets)
 
 
 def test_reading_the_pivots_template_is_another_extraction_for_sources_but_not_for_the_pivot() -> None:
