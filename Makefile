@@ -3,11 +3,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := .fuseline/demo
 
-.PHONY: demo test lint docs clean
+.PHONY: demo experiments-small test lint docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m deployments.demo.build_models --out $(DEMO)
 	$(BIN)/fuseline run deployments/recipes/demo.yaml
+
+# Table 1 of docs/evidence.md for one seed; another call goes on where this one was.
+experiments-small: .venv/installed
+	$(BIN)/python -m deployments.demo.build_models --out $(DEMO)
+	FUSELINE_HOME=.fuseline/experiments $(BIN)/python -m experiments.run table1 --seeds 0 --out .fuseline/experiments/results
 
 test: .venv/installed
 	$(BIN)/python -m pytest

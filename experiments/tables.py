@@ -35,14 +35,14 @@ class Table:
 
 
 def _tuning() -> Table:
-    grid = [(rate, epochs) for rate in (3e-5, 6e-5, 1.2e-4) for epochs in (1, 2)]
+    grid = [(rate, epochs, batch) for batch in (8, 4) for rate in (3e-5, 6e-5, 1.2e-4) for epochs in (1, 2)]
     entries = tuple(
         Entry(
-            f"{SFT}, rate {rate:.1e}, {epochs} epochs",
+            f"{SFT}, rate {1e5 * rate:g}e-5, batches of {batch}, {epochs} epoch{'s' * (epochs > 1)}",
             "plain-sft",
-            {"training.learning_rate": rate, "training.epochs": epochs},
+            {"training.learning_rate": rate, "training.epochs": epochs, "training.batch_dialogues": batch},
         )
-        for rate, epochs in grid
+        for rate, epochs, batch in grid
     )
     return Table("Which learning rate and how many epochs suit plain SFT best?", entries, part="validation")
 

@@ -12,9 +12,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
-    "fusion_core": {"prefect", "mlflow", "boto3", "botocore", "tasks", "flows", "deployments"},
-    "tasks": {"flows", "deployments"},
-    "flows": {"torch", "boto3", "deployments"},
+    "fusion_core": {"prefect", "mlflow", "boto3", "botocore", "tasks", "flows", "deployments", "experiments"},
+    "tasks": {"flows", "deployments", "experiments"},
+    "flows": {"torch", "boto3", "deployments", "experiments"},
+    "deployments": {"experiments"},
 }
 
 
