@@ -15,7 +15,7 @@ experiments-small: .venv/installed
 	FUSELINE_HOME=.fuseline/experiments $(BIN)/python -m experiments.run table1 --seeds 0 --out .fuseline/experiments/results
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

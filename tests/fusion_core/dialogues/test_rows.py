@@ -70,8 +70,8 @@ def test_single_dialogue_byte_order_mark_and_blank_lines(tmp_path: Path) -> None
         ("two_lists.json", b'{"a": [], "b": []}', "found dict"),
         ("list.jsonl", b'[\n{"question": "a", "answer": "b"}\n]\n', "rename it to end in .json"),
         ("plain.jsonl.gz", b'{"question": "a"}\n', "cannot be read to its end"),
-        ("short.jsonl.gz", gzip.compress(b'{"question": "a"}\n' * 999)[:-20], "cannot be read to its end"),
-        ("corrupt.jsonl.gz", gzip.compress(b"a")[:10] + b"\xff" * 30, "cannot be decompressed"),
+        ("short.jsonl.gz", gzip.compress(b'{"question": "a"}\n' * 999, mtime=0)[:-20], "cannot be read to its end"),
+        ("corrupt.jsonl.gz", gzip.compress(b"a", mtime=0)[:10] + b"\xff" * 30, "cannot be decompressed"),
         ("text.parquet", b"hello", "cannot be read as Parquet"),
     ],
 )
