@@ -100,8 +100,8 @@ class MergeSpec(Section):
     @field_validator("max_shard_size")
     @classmethod
     def _readable_size(cls, size: int | str) -> int | str:
-        if _size_in_bytes(size) < 1:
-            raise ValueError("`max_shard_size` must be at least one byte")
+        if not 1 <= _size_in_bytes(size) < 2**63:
+            raise ValueError("`max_shard_size` must be at least one byte, and no more than any disk has")
         return size
 
     @field_validator("device")
@@ -146,4 +146,5 @@ def _size_in_bytes(size: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", size.strip().upper())
     if not match or match[2] not in SIZE_UNITS:
         raise ValueError(f"{size!r} is no size; write bytes or a number with KB, MB, GB, KiB, MiB or GiB")
-    return int(float(match[1]) * SIZE_UNITS[match[2]])
+    # Past any disk, as a number too large to be one in floating point is.
+    return int(min(float(match[1]) * SIZE_UNITS[match[2]], 2.0**63))

@@ -190,5 +190,8 @@ def _without_empty(node: Any) -> Any:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integer of thousands of digits
+        return f"a value of type {type(value).__name__} that is too large to show"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -51,6 +51,7 @@ from fusion_core.shard_columns import (
 SCHEMA_VERSION = 1
 METADATA_KEY = b"fuseline"
 COMPRESSION_LEVEL = 15
+LARGEST_TOP_K = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -189,13 +190,14 @@ def read_shard(path: Path) -> Shard:
     ShardError
         If the file is missing, broken, no shard, or of another schema version.
     """
-    with _errors_name(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        metadata = _read_metadata(path, file.schema_arrow)
-        table = file.read(use_threads=False)
-    try:
-        return _shard_of(table, metadata)
-    except ShardError as error:
-        raise ShardError(f"The shard {path} is inconsistent: {error}") from error
+    with _errors_name(path):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = _read_metadata(path, file.schema_arrow)
+            table = file.read(use_threads=False)
+        try:
+            return _shard_of(table, metadata)
+        except ShardError as error:
+            raise ShardError(f"The shard {path} is inconsistent: {error}") from error
 
 
 @contextmanager
@@ -239,6 +241,8 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
         metadata = ShardMetadata(**stored) if version == SCHEMA_VERSION else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ShardError(f"The shard {path} has unreadable metadata ({error}); extract it again.") from error
+    if metadata is not None and not _is_plausible(metadata):
+        raise ShardError(f"The shard {path} has metadata of other types than a shard's; extract it again.")
     if metadata is None:
         raise ShardError(
             f"The shard {path} has schema version {version}, this program reads {SCHEMA_VERSION}; extract it again."
@@ -253,11 +257,19 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
     return metadata
 
 
+def _is_plausible(metadata: ShardMetadata) -> bool:
+    digests = isinstance(metadata.model_digest, str) and isinstance(metadata.dataset_digest, str)
+    known = metadata.truncation in ("top_k", "sampled")
+    return digests and known and type(metadata.top_k) is int and 1 <= metadata.top_k <= LARGEST_TOP_K
+
+
 def _shard_of(table: pa.Table, metadata: ShardMetadata) -> Shard:
     entries, entry_splits = flat_values(table["token_ids"])
     log_probs, log_prob_splits = flat_values(table["log_probs"])
     label_log_probs, row_splits = flat_values(table["label_log_probs"])
     k = metadata.top_k
+    if any(column.null_count for column in table.columns):
+        raise ShardError("a row lacks a value.")
     if not (np.array_equal(entry_splits, row_splits * k) and np.array_equal(log_prob_splits, entry_splits)):
         raise ShardError(f"token_ids and log_probs must have {k} entries for each of the label_log_probs.")
     inputs = None
@@ -266,6 +278,10 @@ def _shard_of(table: pa.Table, metadata: ShardMetadata) -> Shard:
         positions, position_splits = flat_values(table["response_positions"])
         if not np.array_equal(position_splits, row_splits):
             raise ShardError("response_positions and label_log_probs must be as many in each dialogue.")
+        # The label is the token after a position.
+        lengths = np.repeat(np.diff(input_splits), np.diff(row_splits))
+        if len(positions) and (positions.min() < 0 or np.any(positions + 1 >= lengths)):
+            raise ShardError("a response position lies outside its dialogue.")
         inputs = TrainingInputs(input_ids, input_splits, positions)
     return Shard(
         TopK(entries.reshape(-1, k), log_probs.reshape(-1, k), label_log_probs, row_splits),

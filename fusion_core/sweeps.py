@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,14 +95,17 @@ def expand(sweep: Sweep, recipe: FusionConfig) -> list[Cell]:
     ConfigError
         If a setting does not exist, a value is wrong, or there are too many combinations.
     """
+    combinations = math.prod(len(values) for values in sweep.vary.values()) if sweep.vary else 0
+    # Counted before they are made: a few settings with many values each have more than fit any memory.
+    cells = (combinations + len(sweep.variants)) * len(sweep.seeds)
+    if cells > LARGEST_NUMBER_OF_CELLS:
+        found = f"{cells:,}" if cells < 10**12 else "more than 10^12"
+        raise ConfigError(
+            f"Sweep {sweep.name} has {found} fusions; at most {LARGEST_NUMBER_OF_CELLS:,} are run at once."
+        )
     grid = [dict(zip(sweep.vary, values, strict=True)) for values in itertools.product(*sweep.vary.values())]
     variants = [(_label(settings), settings) for settings in grid] if sweep.vary else []
     variants += [(variant.label, variant.set) for variant in sweep.variants]
-    if len(variants) * len(sweep.seeds) > LARGEST_NUMBER_OF_CELLS:
-        raise ConfigError(
-            f"Sweep {sweep.name} has {len(variants) * len(sweep.seeds):,} fusions; at most "
-            f"{LARGEST_NUMBER_OF_CELLS:,} are run at once."
-        )
     # Of another name, so that a sweep never becomes a candidate of the model that is in use.
     model_name = f"{recipe.name}-{sweep.name}"[:LONGEST_NAME]
     common = {"registry.model_name": model_name}

@@ -12,15 +12,15 @@ from typing import BinaryIO
 from fusion_core.errors import StoreError
 from tasks.local_files import copy_and_hash, disk_errors, hash_file
 from tasks.owners import is_abandoned, temporary_name
-from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
+from tasks.store import MissingObjectError, ObjectInfo, Store, check_key, is_key
 
 
 class FolderStore(Store):
     """A store in a folder of a file system that has hard links.
 
     A file is written under ``.partial/``, by a name that tells its maker, and then linked to its key, so it appears
-    whole. Its SHA-256 is written under ``.sha256/`` after it. Nothing is flushed to the disk object by object: what a power failure tears is found by
-    checksum and computed again.
+    whole. Its SHA-256 is written under ``.sha256/`` after it. Nothing is flushed to the disk object by object: what a
+    power failure tears is found by checksum and computed again.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class FolderStore(Store):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self.root).as_posix()
-                    if key.startswith(prefix):
+                    if key.startswith(prefix) and is_key(key):
                         with suppress(FileNotFoundError):  # deleted meanwhile
                             status = path.stat()
                             found.append(ObjectInfo(key, status.st_size, status.st_mtime))

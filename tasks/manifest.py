@@ -7,7 +7,7 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from fusion_core.errors import StoreError
 from tasks.store import BrokenObjectError, MissingObjectError, Store, check_key
@@ -33,6 +33,12 @@ class ManifestEntry(_Record):
     size: int = Field(ge=0, description="Bytes.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the bytes, hexadecimal.")
     stored_as: str = Field(description="Name inside the address; differs when another worker's bytes had the name.")
+
+    @field_validator("name", "stored_as")
+    @classmethod
+    def _inside_the_address(cls, name: str) -> str:
+        # Files are written by these names: one with '..' would leave its folder.
+        return check_key(name)
 
 
 class Manifest(_Record):
@@ -116,10 +122,10 @@ def decode_manifest(data: bytes, address: str) -> Manifest:
         fields = json.loads(data)
         found = fields.pop("content_sha256")
         schema = fields["schema_version"]
-        content = _canonical(fields)
-    except (ValueError, KeyError, AttributeError, TypeError):
+        content = _canonical(fields).encode()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise BrokenObjectError(address, MANIFEST, f"its {len(data)} bytes are no manifest") from None
-    if found != hashlib.sha256(content.encode()).hexdigest():
+    if found != hashlib.sha256(content).hexdigest():
         raise BrokenObjectError(address, MANIFEST, "its checksum does not match its content")
     if schema != SCHEMA_VERSION:
         raise StoreError(
@@ -128,8 +134,11 @@ def decode_manifest(data: bytes, address: str) -> Manifest:
         )
     try:
         manifest = Manifest.model_validate(fields)
-    except ValidationError as error:
-        raise BrokenObjectError(address, MANIFEST, f"its fields are not a manifest's ({error.error_count()})") from None
+    except (ValidationError, StoreError) as error:
+        reason = error.error_count() if isinstance(error, ValidationError) else "a name leaves its folder"
+        raise BrokenObjectError(address, MANIFEST, f"its fields are not a manifest's ({reason})") from None
+    if len({entry.name for entry in manifest.entries}) < len(manifest.entries):
+        raise BrokenObjectError(address, MANIFEST, "it lists a name twice")
     if encode_manifest(manifest) != data:
         raise BrokenObjectError(address, MANIFEST, "its bytes are not the ones that were written")
     if manifest.address != address:

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from fusion_core.config import NAME_PATTERN
-from fusion_core.errors import TrackingError
+from fusion_core.errors import TrackingError, first_line
 from fusion_core.report.html import render_report
 from fusion_core.report.run_summary import RunSummary
 from tasks.registry import run_artifact
@@ -61,8 +61,16 @@ def _write(tracking: Tracking, run: Run, text: str) -> Path:
             "recipe's name; run it again."
         )
     folder = tracking.settings.home / "runs" / f"{summary.name}-{run.info.run_id}"
+    try:
+        page = render_report(summary)
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+        # Of the right types, and yet no run of ours: a date that is none, a figure that is no number.
+        raise TrackingError(
+            f"The {SUMMARY} of the run {run.info.run_id} cannot be shown ({first_line(error)}); write the report anew "
+            "from its recipe: `fuseline report recipe.yaml`."
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT).write_text(render_report(summary), encoding="utf-8")
+    (folder / REPORT).write_text(page, encoding="utf-8")
     tracking.log_file(run.info.run_id, folder / REPORT)
     return folder / REPORT
 

@@ -26,7 +26,7 @@ from s3transfer.exceptions import RetriesExceededError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
-from fusion_core.errors import StoreError
+from fusion_core.errors import StoreError, first_line
 
 UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "InvalidToken"}
 # Answers and accidents after which the same request may succeed; botocore has repeated the request itself already,
@@ -88,6 +88,12 @@ def s3_errors(action: str, bucket: str, endpoint: str) -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError, HTTPError, ResponseParserError, RetriesExceededError) as error:
         raise StoreError(f"{action} failed: {_explain(error, bucket, endpoint)}.") from error
+    except (ValueError, RuntimeError) as error:
+        # What botocore makes of sizes and dates that are none.
+        raise StoreError(
+            f"{action} failed: what answers at {endpoint} does not speak as an S3 server does ({first_line(error)}); "
+            "correct FUSELINE_S3_ENDPOINT_URL."
+        ) from error
 
 
 def _explain(error: Exception, bucket: str, endpoint: str) -> str:

@@ -25,7 +25,7 @@ from fusion_core.errors import StoreError
 from tasks.local_files import copy_and_hash, disk_errors, hash_file
 from tasks.s3_download import download_in_ranges
 from tasks.s3_errors import is_missing, is_taken, repeated, s3_errors
-from tasks.store import MissingObjectError, ObjectInfo, Store, check_key
+from tasks.store import MissingObjectError, ObjectInfo, Store, check_key, is_key
 
 MIB = 1 << 20
 # Up to this size one request is faster than several; above it a broken one would cost too much to repeat.
@@ -152,9 +152,10 @@ class S3Store(Store):
         with self._errors(f"Listing {self.url('')}"):
             for page in pages:
                 for item in page.get("Contents", []):
-                    key = item["Key"].removeprefix(self._base)
-                    if key and not key.endswith("/"):
-                        yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
+                    name = item.get("Key", "")
+                    key = name.removeprefix(self._base)
+                    if name.startswith(self._base + prefix) and is_key(key) and "LastModified" in item:
+                        yield ObjectInfo(key, int(item.get("Size", 0)), item["LastModified"].timestamp())
 
     def stat(self, key: str) -> ObjectInfo | None:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import uvicorn
 
 from fusion_core.errors import ConfigError, FusionError
+from tasks.head_timeout import HeadTimeoutProtocol
 from tasks.settings import Settings
 from tasks.source_events import announce_source
 from tasks.tracking import Tracking, plain_errors
@@ -18,6 +19,8 @@ from tasks.webhook_deliveries import Deliveries
 from tasks.webhook_receiver import TOLERANCE_SECONDS, Receiver, make_application
 
 SHORTEST_SECRET = 16
+# MLflow delivers one after the other; whoever opens more wants something else.
+MOST_CONNECTIONS = 256
 
 
 def serve_receiver(host: str, port: int) -> None:
@@ -45,7 +48,15 @@ def serve_receiver(host: str, port: int) -> None:
 
     deliveries = Deliveries(settings.home / "receiver" / "deliveries.db", keep_seconds=4 * TOLERANCE_SECONDS)
     application = make_application(Receiver(secret, deliveries, announce_source, read_tags))
-    uvicorn.run(application, host=host, port=port, log_level="info")
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        log_level="info",
+        http=HeadTimeoutProtocol,
+        ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+    )
 
 
 def main() -> None:

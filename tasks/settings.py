@@ -13,7 +13,6 @@ from pydantic import (
     AliasChoices,
     ByteSize,
     Field,
-    NonNegativeFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -67,11 +66,11 @@ class Settings(BaseSettings):
         description="How extractions, alignments and evaluations of one fusion run: one after the other, side by side "
         "in threads, or on a Ray or Dask cluster, which shares out the shards of an extraction too.",
     )
-    task_workers: PositiveInt = Field(2, description="Tasks at once, unless `task_runner` is in_turn.")
+    task_workers: PositiveInt = Field(2, le=1024, description="Tasks at once, unless `task_runner` is in_turn.")
     task_cluster: str | None = Field(
         None, description="Address of the Ray or Dask cluster; default: a local one for the time of the run."
     )
-    task_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for each task; ray only.")
+    task_gpus: float = Field(0.0, ge=0.0, le=1024.0, description="GPUs that Ray sets aside for each task; ray only.")
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),

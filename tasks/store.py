@@ -82,7 +82,7 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects whose keys begin with `prefix`, sorted by key."""
+        """Yield the objects whose keys begin with `prefix`, sorted by key; what `check_key` refuses is none of ours."""
 
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo | None:
@@ -114,6 +114,15 @@ class Store(ABC):
     def exists(self, key: str) -> bool:
         """Say whether there is an object at `key`."""
         return self.stat(key) is not None
+
+
+def is_key(key: str) -> bool:
+    """Say whether an object of ours can have this key; what others put into a bucket is called as they like."""
+    try:
+        check_key(key)
+    except StoreError:
+        return False
+    return True
 
 
 def check_key(key: str) -> str:

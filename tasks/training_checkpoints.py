@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
-from fusion_core.errors import StoreError
+from fusion_core.errors import StoreError, first_line
 from fusion_core.training_checkpoints import checkpoints_in
 from tasks.local_files import disk_errors, hash_file
 from tasks.store import MissingObjectError, Store, check_key
@@ -19,6 +20,8 @@ from tasks.store import MissingObjectError, Store, check_key
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
+STEP = re.compile(r"step-[0-9]{8}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 
 class StoredCheckpoints:
@@ -73,14 +76,14 @@ class StoredCheckpoints:
         with disk_errors(f"Making {building}"):
             building.mkdir(parents=True)
         try:
-            index = dict(json.loads(self._store.read(self._key(name, INDEX))))
+            index = self._read_index(name)
             broken = [
                 file
                 for file, sha256 in index.items()
                 if self._store.download(self._key(name, file), building / file) != sha256
             ]
-        except (MissingObjectError, ValueError) as error:
-            broken = [str(error)]
+        except (MissingObjectError, ValueError, RecursionError) as error:
+            broken = [first_line(error)]
         if broken:
             logger.warning("Checkpoint %s in the store is broken (%s); an older one is looked for.", name, broken[0])
             shutil.rmtree(building)
@@ -88,9 +91,17 @@ class StoredCheckpoints:
         building.rename(folder / name)
         return True
 
+    def _read_index(self, name: str) -> dict[str, str]:
+        index = json.loads(self._store.read(self._key(name, INDEX)))
+        if not isinstance(index, dict) or not all(FILE_NAME.fullmatch(file) for file in index):
+            # Files are written by these names, into this checkpoint's folder and no other.
+            raise ValueError("its index names no files of a checkpoint")
+        return index
+
     def _whole(self) -> list[str]:
         keys = (info.key for info in self._store.list(self._prefix + "/"))
-        return sorted(key.split("/")[-2] for key in keys if key.endswith(f"/{INDEX}"))
+        names = (key.removeprefix(f"{self._prefix}/").removesuffix(f"/{INDEX}") for key in keys if key.endswith(INDEX))
+        return sorted(name for name in names if STEP.fullmatch(name))
 
     def _delete(self, name: str) -> None:
         # The index first: at no moment may it list what is gone.

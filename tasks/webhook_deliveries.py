@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from fusion_core.errors import StoreError, first_line
 from tasks.local_files import disk_errors
 
 
@@ -45,5 +46,11 @@ class Deliveries:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=30)) as database, database:
-            yield database
+        try:
+            with closing(sqlite3.connect(self._path, timeout=30)) as database, database:
+                yield database
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"The list of deliveries {self._path} cannot be used ({first_line(error)}); free the disk, or delete "
+                "the file and start the receiver again."
+            ) from error

@@ -37,6 +37,8 @@ LARGEST_BODY_BYTES = 1 << 20
 LONGEST_DELIVERY_ID = 200
 # For the whole of a body, which MLflow sends at once.
 BODY_SECONDS = 20.0
+LONGEST_MODEL_NAME = 256
+VERSION = re.compile(r"[0-9]{1,10}")
 UNIX_SECONDS = re.compile(r"[0-9]{1,15}")
 
 Answer = tuple[int, str]
@@ -93,6 +95,8 @@ class Receiver:
         if not isinstance(data, dict):
             return None
         name, version = str(data.get("name")), str(data.get("version"))
+        if not (name.isprintable() and len(name) <= LONGEST_MODEL_NAME and VERSION.fullmatch(version)):
+            return None
         what = (payload.get("entity"), payload.get("action"))
         if what == ("model_version", "created"):
             tags = data.get("tags")

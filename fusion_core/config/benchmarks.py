@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fusion_core.config.names import NAME_PATTERN
+from fusion_core.config.names import NAME_PATTERN, Count, CountOrZero, Seconds
 from fusion_core.config_section import Section
 
 BenchmarkName = Annotated[str, Field(description="What metrics and tables call it; letters, digits, '.', '_', '-'.")]
@@ -18,9 +18,9 @@ class _RowsConfig(Section):
 
     name: BenchmarkName
     path: Path = Field(description="Data file, JSONL (also .gz) or JSON.")
-    skip: NonNegativeInt = Field(0, description="Rows left out at the start (MBPP's test split: skip 10, limit 500).")
-    limit: PositiveInt | None = Field(None, description="Rows taken after those; default: all.")
-    max_new_tokens: PositiveInt = Field(512, description="Answers are cut off here.")
+    skip: CountOrZero = Field(0, description="Rows left out at the start (MBPP's test split: skip 10, limit 500).")
+    limit: Count | None = Field(None, description="Rows taken after those; default: all.")
+    max_new_tokens: Count = Field(512, description="Answers are cut off here.")
 
     @field_validator("name")
     @classmethod
@@ -33,7 +33,7 @@ class _RowsConfig(Section):
 class ExactMatchConfig(_RowsConfig):
     """Questions with one number for an answer, in GSM8K's row format (`question`, `answer` ending in `#### 18`)."""
 
-    few_shot: NonNegativeInt = Field(0, description="Worked examples put before each question, as earlier turns.")
+    few_shot: CountOrZero = Field(0, description="Worked examples put before each question, as earlier turns.")
     few_shot_path: Path | None = Field(None, description="File of the same format that the examples come from.")
 
     @model_validator(mode="after")
@@ -46,8 +46,8 @@ class ExactMatchConfig(_RowsConfig):
 class PassAt1Config(_RowsConfig):
     """Small programming problems with tests, in the row format of MBPP or HumanEval."""
 
-    time_limit_seconds: PositiveFloat = Field(10.0, description="Processor time one program may use.")
-    memory_limit_megabytes: PositiveInt = Field(1024, ge=64, description="Memory one program may use.")
+    time_limit_seconds: Seconds = Field(10.0, description="Processor time one program may use.")
+    memory_limit_megabytes: Count = Field(1024, ge=64, le=2**24, description="Memory one program may use.")
 
 
 class ChatSanityConfig(Section):
@@ -58,16 +58,16 @@ class ChatSanityConfig(Section):
         description="JSONL of `prompt` and, optionally, `language` (such as 'de'); default: 32 of our own in 12 "
         "languages.",
     )
-    limit: PositiveInt | None = Field(None, description="Prompts taken from the start; default: all.")
-    max_new_tokens: PositiveInt = Field(512, description="A turn that has not ended by then counts as not ended.")
+    limit: Count | None = Field(None, description="Prompts taken from the start; default: all.")
+    max_new_tokens: Count = Field(512, description="A turn that has not ended by then counts as not ended.")
 
 
 class LmEvalTask(Section):
     """One task of lm-eval."""
 
     name: str = Field(min_length=1, description="Task's name in lm-eval, such as arc_challenge.")
-    few_shot: NonNegativeInt | None = Field(None, description="Worked examples; default: the task's own number.")
-    limit: PositiveInt | None = Field(None, description="Documents taken from the start; default: all.")
+    few_shot: CountOrZero | None = Field(None, description="Worked examples; default: the task's own number.")
+    limit: Count | None = Field(None, description="Documents taken from the start; default: all.")
 
 
 class LmEvalConfig(Section):
@@ -76,7 +76,7 @@ class LmEvalConfig(Section):
     tasks: tuple[LmEvalTask, ...] = Field(min_length=1, description="What is run; datasets come from the hub.")
     include_path: Path | None = Field(None, description="Folder with task definitions of your own, in lm-eval's YAML.")
     chat_template: bool = Field(True, description="Put questions into the model's chat template.")
-    batch_size: PositiveInt = Field(8, description="Requests in one forward pass.")
+    batch_size: Count = Field(8, description="Requests in one forward pass.")
     run_generated_code: bool = Field(
         False,
         description="Let tasks such as lm-eval's humaneval run code that models write, on this machine and outside "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from fusion_core.config.benchmarks import ChatSanityConfig, ExactMatchConfig, LmEvalConfig, PassAt1Config
 from fusion_core.config.judging import JudgedModels
-from fusion_core.config.names import Seed
+from fusion_core.config.names import Count, Seed
 
 
 class EvaluationConfig(JudgedModels):
@@ -15,9 +15,9 @@ class EvaluationConfig(JudgedModels):
     plain_sft_control: bool = Field(
         True, description="Also train the pivot with lambda = 1 on the same data, steps and seed, as the control."
     )
-    batch_tokens: PositiveInt = Field(8192, description="Tokens in one scoring forward pass, padding included.")
-    bootstrap_resamples: PositiveInt = Field(
-        2000, description="Draws of dialogues behind the 95 % intervals of the score differences."
+    batch_tokens: Count = Field(8192, description="Tokens in one scoring forward pass, padding included.")
+    bootstrap_resamples: Count = Field(
+        2000, le=1_000_000, description="Draws of dialogues behind the 95 % intervals of the score differences."
     )
     bootstrap_seed: Seed = Field(0, description="Seed of those draws.")
     exact_match: tuple[ExactMatchConfig, ...] = Field((), description="Arithmetic questions, such as GSM8K's.")

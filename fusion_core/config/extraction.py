@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from fusion_core.config.names import Seed
+from fusion_core.config.names import Count, Few, Seed
 from fusion_core.config_section import Section
 
 # What compression leaves of an entry in a shard, measured on chat text with vocabularies of 512, 49,152 and 151,665.
@@ -19,16 +19,14 @@ BYTES_OF_LABEL = 3.3
 class ExtractionConfig(Section):
     """How next-token distributions are read from a model."""
 
-    top_k: PositiveInt = Field(10, le=1024, description="Entries stored per response position (paper: 10).")
+    top_k: Count = Field(10, le=1024, description="Entries stored per response position (paper: 10).")
     truncation: Literal["top_k", "sampled"] = Field(
         "top_k",
         description="top_k: the most probable tokens (the paper). sampled: token ids drawn by probability with "
         "importance weights (arXiv 2503.16870), unbiased where top_k is not.",
     )
     seed: Seed = Field(0, description="Seed of the draws when `truncation` is sampled.")
-    batch_tokens: PositiveInt = Field(
-        8192, description="Tokens in one forward pass; halved by itself when memory runs out."
-    )
+    batch_tokens: Count = Field(8192, description="Tokens in one forward pass; halved by itself when memory runs out.")
     template: Literal["native", "pivot"] = Field(
         "native",
         description="native: each source reads its own chat template. pivot: all read the pivot's (the paper).",
@@ -39,7 +37,7 @@ class ExtractionConfig(Section):
         "all GPUs, then main memory, then disk. replicas: a process a GPU, each taking shards of its own. auto: "
         "replicas of what fits one of several GPUs, spread what fits none. Same result up to rounding.",
     )
-    processes: PositiveInt | None = Field(
+    processes: Few | None = Field(
         None,
         description="Processes with `placement: replicas`, at most one per GPU, any number without GPUs; default: one "
         "per GPU.",

@@ -6,21 +6,13 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
-from fusion_core.config.names import Seed
+from fusion_core.config.names import Count, CountOrZero, Few, Seconds, Seed
 from fusion_core.config_section import Section
 
 Judgments = Annotated[
-    PositiveInt, Field(description="Judgments of each answer: judges vary from run to run by more than methods differ.")
+    Few, Field(description="Judgments of each answer: judges vary from run to run by more than methods differ.")
 ]
 
 
@@ -37,11 +29,13 @@ class JudgeConfig(Section):
     temperature: NonNegativeFloat = Field(
         0.0, description="0 as FastChat; above it for several judgments by a judge that repeats itself at 0."
     )
-    max_tokens: PositiveInt = Field(2048, description="Tokens of one judgment; FastChat's number.")
-    attempts: PositiveInt = Field(3, description="How often a judgment without a rating is asked for.")
-    concurrency: PositiveInt = Field(8, description="Requests under way at once.")
-    timeout_seconds: PositiveFloat = Field(120.0, description="Patience with one request.")
-    retries: NonNegativeInt = Field(8, description="Repeats of a request after 429, 5xx, a time-out or half a reply.")
+    max_tokens: Count = Field(2048, description="Tokens of one judgment; FastChat's number.")
+    attempts: Few = Field(3, description="How often a judgment without a rating is asked for.")
+    concurrency: Few = Field(8, description="Requests under way at once.")
+    timeout_seconds: Seconds = Field(120.0, description="Patience with one request.")
+    retries: CountOrZero = Field(
+        8, le=1024, description="Repeats of a request after 429, 5xx, a time-out or half a reply."
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -69,12 +63,12 @@ class MtBenchConfig(Section):
     path: Path | None = Field(
         None, description="Folder with its data; default: where `fuseline data mt-bench` puts it."
     )
-    questions: PositiveInt | None = Field(
+    questions: Count | None = Field(
         None, description="Take this many, evenly from the categories, for a cheap look; default: all."
     )
     judgments: Judgments = 1
     pairwise: bool = Field(False, description="Also compare every model's answers with the pivot's, in both orders.")
-    max_new_tokens: PositiveInt = Field(1024, description="Answers are cut off here; FastChat's number.")
+    max_new_tokens: Count = Field(1024, description="Answers are cut off here; FastChat's number.")
     seed: Seed = Field(0, description="Seed of the answers of categories with a temperature above 0.")
 
 
@@ -84,8 +78,8 @@ class AlpacaEvalConfig(Section):
     path: Path | None = Field(
         None, description="Folder with its data; default: benchmarks/alpaca_eval in the home folder."
     )
-    instructions: PositiveInt | None = Field(None, description="Take this many from the start; default: all.")
-    max_new_tokens: PositiveInt = Field(2048, description="Answers are cut off here.")
+    instructions: Count | None = Field(None, description="Take this many from the start; default: all.")
+    max_new_tokens: Count = Field(2048, description="Answers are cut off here.")
     temperature: NonNegativeFloat = Field(0.7, description="Temperature of the answers.")
     seed: Seed = Field(0, description="Seed of the answers, and of the order in which two answers are shown.")
 

@@ -10,6 +10,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from fusion_core.config.names import NAME_PATTERN
 from fusion_core.config_section import Section
 
+LARGEST_NUMBER_OF_PARAMETERS = 10**15
+
 
 class ModelConfig(Section):
     """A chat LLM: a local checkpoint folder or a hub repository."""
@@ -36,10 +38,14 @@ class ModelConfig(Section):
         False, description="Run Python code that the model's repository carries. Only for makers you trust."
     )
     parameters: PositiveInt | None = Field(
-        None, description="Number of parameters of a `hub` model; `plan` uses it where the hub cannot be reached."
+        None,
+        le=LARGEST_NUMBER_OF_PARAMETERS,
+        description="Number of parameters of a `hub` model; `plan` uses it where the hub cannot be reached.",
     )
     active_parameters: PositiveInt | None = Field(
-        None, description="Parameters a token passes through in a mixture of experts; goes with `parameters`."
+        None,
+        le=LARGEST_NUMBER_OF_PARAMETERS,
+        description="Parameters a token passes through in a mixture of experts; goes with `parameters`.",
     )
     note: str = Field("", description="One line on what this model is; shown in tables and on the model card.")
 

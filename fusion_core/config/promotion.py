@@ -58,7 +58,9 @@ class PromotionConfig(Section):
         "automatic", description="manual: a person approves or refuses what passed the gates, in Prefect's UI or here."
     )
     approval_timeout_hours: PositiveFloat = Field(
-        24.0, description="approval: manual. How long the flow waits for an answer before the candidate is refused."
+        24.0,
+        le=8760.0,
+        description="approval: manual. How long the flow waits for an answer before the candidate is refused.",
     )
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from fusion_core.config.names import Seed, Share
+from fusion_core.config.names import Count, Seed, Share
 from fusion_core.config_section import Section
 
 DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -16,7 +16,7 @@ DEFAULT_BATCH_DIALOGUES = 128
 class LoraConfig(Section):
     """Low-rank adapters in place of full fine-tuning."""
 
-    rank: PositiveInt = Field(16, description="Rank of every adapter.")
+    rank: Count = Field(16, description="Rank of every adapter.")
     alpha: PositiveFloat = Field(32.0, description="An adapter counts alpha / rank times.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Share of an adapter's inputs left out.")
 
@@ -26,15 +26,15 @@ class TrainingConfig(Section):
 
     lm_weight: Share = Field(0.9, description="Share of the label's cross-entropy in the loss, lambda (paper: 0.9).")
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the fused dialogues.")
-    batch_dialogues: PositiveInt | None = Field(
+    batch_dialogues: Count | None = Field(
         DEFAULT_BATCH_DIALOGUES, description="Dialogues behind one optimizer step, over all devices."
     )
-    batch_tokens: PositiveInt | None = Field(
+    batch_tokens: Count | None = Field(
         None,
         description="Tokens behind one optimizer step, over all devices, in place of `batch_dialogues`: all of a "
         "dialogue's, prompts too, padding not. A step takes the next dialogues as long as they fit, at least one.",
     )
-    micro_batch_tokens: PositiveInt = Field(
+    micro_batch_tokens: Count = Field(
         4096,
         description="Tokens, padding included, in one forward pass; lower it when memory runs out.",
     )
@@ -76,8 +76,8 @@ class TrainingConfig(Section):
         description="ddp: every process holds the whole model. fsdp: weights and optimizer are spread over them. "
         "Matters with `processes` above 1 or under torchrun.",
     )
-    checkpoint_steps: PositiveInt = Field(200, description="Optimizer steps between resumable checkpoints.")
-    keep_checkpoints: PositiveInt = Field(
+    checkpoint_steps: Count = Field(200, description="Optimizer steps between resumable checkpoints.")
+    keep_checkpoints: Count = Field(
         1, description="Resumable checkpoints kept; each has three times the weights in float32."
     )
     checkpoints_in_store: bool = Field(
@@ -85,7 +85,7 @@ class TrainingConfig(Section):
         description="Also copy every resumable checkpoint to the object store, so that another machine can go on from "
         "it where this one is taken away; they are removed when the target is published.",
     )
-    window_steps: PositiveInt = Field(10, description="Optimizer steps behind one point of the logged curves.")
+    window_steps: Count = Field(10, description="Optimizer steps behind one point of the logged curves.")
     stop_loss_factor: Annotated[float, Field(gt=1.0)] = Field(
         10.0, description="A loss this many times its running mean, from step 21 on, stops the run; so does NaN."
     )

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_core.dialogues.formats import recognise_format
@@ -18,6 +17,7 @@ from fusion_core.dialogues.turns import MalformedRowError
 from fusion_core.errors import DialogueError, first_line
 
 PARQUET_BATCH_ROWS = 1024
+LONGEST_LINE_BYTES = 1 << 28
 
 FileKind = Literal["json", "jsonl", "parquet"]
 SUFFIXES: dict[str, FileKind] = {
@@ -120,7 +120,7 @@ def _read_lines(path: Path) -> Iterator[DataRow]:
         number = 0
         while True:
             number += 1
-            line = _guarded_read(path, content.readline)
+            line = _read_line(path, content, number)
             if not line:
                 return
             text = _decode(path, line, number)
@@ -137,7 +137,7 @@ def _holds_lines(path: Path) -> bool:
     """Tell whether the first line with text is a whole JSON object and is not the last, which no document has."""
     with _open_text(path) as content:
         found = False
-        while line := _guarded_read(path, content.readline):
+        while line := _guarded_read(path, lambda: content.readline(LONGEST_LINE_BYTES)):
             if not line.strip():
                 continue
             if found:
@@ -195,11 +195,23 @@ def _read_parquet(path: Path) -> Iterator[DataRow]:
                 for row in batch.to_pylist():
                     number += 1
                     yield DataRow(number, row)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except Exception as error:
+            # A broken footer, or a date that Python has not, makes the reader fail in ways of every kind.
             raise DialogueError(
                 f"Data file {path} cannot be read as Parquet after row {number} ({first_line(error)}); write it "
                 "again, or name it by the format it has."
             ) from error
+
+
+def _read_line(path: Path, content: BinaryIO, number: int) -> bytes:
+    line = _guarded_read(path, lambda: content.readline(LONGEST_LINE_BYTES))
+    if len(line) == LONGEST_LINE_BYTES:
+        # A few kilobytes of a compressed file can stand for a line that fits no memory.
+        raise DialogueError(
+            f"Data file {path}: line {number} has {LONGEST_LINE_BYTES >> 20} MiB or more; write one dialogue a "
+            "line, or leave it out."
+        )
+    return line
 
 
 def _parse_line(number: int, text: str) -> DataRow:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fusion_core.dialogues.turns import Dialogue, Turn
+from fusion_core.dialogues.turns import Dialogue, Role, Turn
 from fusion_core.errors import ShardError, first_line
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("domain", pa.string()),
-        ("turns", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-    ]
-)
+TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+SCHEMA = pa.schema([("id", pa.string()), ("domain", pa.string()), ("turns", pa.list_(TURN))])
 
 
 def to_table(dialogues: Sequence[Dialogue]) -> pa.Table:
@@ -51,8 +48,10 @@ def load_dialogues(path: Path) -> list[Dialogue]:
         If the file is missing, is no Parquet file, or has other columns.
     """
     try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except Exception as error:
+        # A broken footer makes the reader fail in ways of every kind, also in decoding names.
         raise ShardError(
             f"Dialogue shard {path} cannot be read ({first_line(error)}); prepare the dialogues again."
         ) from error
@@ -61,10 +60,23 @@ def load_dialogues(path: Path) -> list[Dialogue]:
             f"Dialogue shard {path} has the columns {', '.join(table.schema.names)}, expected "
             f"{', '.join(SCHEMA.names)}; prepare the dialogues again."
         )
+    if table.schema.types != SCHEMA.types or not _is_whole(table):
+        raise ShardError(
+            f"Dialogue shard {path} holds other types than a dialogue's, or a row without a value; prepare the "
+            "dialogues again."
+        )
     return [
         Dialogue(row_id, domain, tuple(Turn(turn["role"], turn["content"]) for turn in turns))
         for row_id, domain, turns in zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True)
     ]
+
+
+def _is_whole(table: pa.Table) -> bool:
+    """Say whether every value is there, and every role one that there is."""
+    turns = pa.concat_arrays([chunk.flatten() for chunk in table["turns"].chunks] or [pa.array([], TURN)])
+    roles = set(pc.unique(turns.field("role")).to_pylist())
+    missing = sum(column.null_count for column in table.columns) + turns.null_count + turns.field("content").null_count
+    return not missing and roles <= set(get_args(Role))
 
 
 class ShardWriter:

@@ -93,7 +93,7 @@ def load_alpaca_eval(folder: Path, count: int | None = None) -> AlpacaEval:
     prompt_path = folder / PROMPT_FILE
     try:
         text = prompt_path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(
             f"AlpacaEval: {prompt_path} cannot be read ({first_line(error)}); take it from alpaca_eval's "
             "evaluators_configs/alpaca_eval_clf_gpt4_turbo."

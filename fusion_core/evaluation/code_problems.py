@@ -98,7 +98,8 @@ def _mbpp(row: dict[str, Any], where: str) -> CodeProblem:
     tests = row["test_list"]
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
         raise EvaluationError(f"{where}: `test_list` must be a list of Python assertions.")
-    set_up = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
+    imports = row.get("test_imports")
+    set_up = row.get("test_setup_code") or "\n".join(map(str, imports if isinstance(imports, list) else ()))
     listed = "\n".join(tests)
     return CodeProblem(
         id=str(row.get("task_id", where.rpartition(" ")[2])),
@@ -127,7 +128,7 @@ def _humaneval(row: dict[str, Any], where: str) -> CodeProblem:
 def _called_function(test: str) -> str | None:
     try:
         tree = ast.parse(test)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a NUL character, brackets without end
         return None
     calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     # In `assert set(f(x)) == set(y)` or `math.isclose(f(x), y)` the functions around it are Python's own.

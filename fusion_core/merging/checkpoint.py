@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +126,9 @@ def _weight_files(folder: Path) -> Sequence[Path]:
     if index.is_file():
         try:
             names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            if not names or any(Path(name).name != name or not name.isprintable() for name in names):
+                raise ValueError("a name in it is none of a file of this folder")
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise MergeError(f"{index} is no safetensors index; save the checkpoint again.") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -146,22 +150,26 @@ def _read_header(path: Path) -> list[TensorEntry]:
         try:
             header = json.loads(file.read(length))
             entries = [
-                TensorEntry(
-                    name,
-                    record["dtype"],
-                    tuple(record["shape"]),
-                    path,
-                    8 + length + record["data_offsets"][0],
-                    record["data_offsets"][1] - record["data_offsets"][0],
-                )
-                for name, record in header.items()
-                if name != "__metadata__"
+                _entry(name, record, path, 8 + length) for name, record in header.items() if name != "__metadata__"
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise MergeError(f"{broken}: its header cannot be read; fetch or save it again.") from error
     for entry in entries:
         if entry.offset < 8 + length or entry.size_bytes < 0 or entry.offset + entry.size_bytes > file_bytes:
             raise MergeError(f"{broken}: tensor {entry.name!r} lies beyond its end; fetch or save it again.")
         if entry.is_float and entry.size_bytes != entry.count * np.dtype(FLOAT_STORAGE[entry.dtype]).itemsize:
             raise MergeError(f"{broken}: tensor {entry.name!r} has not the bytes of its shape; save it again.")
-    return sorted(entries, key=lambda entry: entry.offset)
+    entries.sort(key=lambda entry: (entry.offset, entry.size_bytes))
+    for before, after in itertools.pairwise(entries):
+        if after.offset < before.offset + before.size_bytes:
+            raise MergeError(f"{broken}: tensors {before.name!r} and {after.name!r} share bytes; save it again.")
+    return entries
+
+
+def _entry(name: str, record: Any, path: Path, data_start: int) -> TensorEntry:
+    """Read one tensor's place; `ValueError` where it is none."""
+    dtype, shape, (begin, end) = record["dtype"], tuple(record["shape"]), record["data_offsets"]
+    sizes = (*shape, begin, end)
+    if not isinstance(dtype, str) or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes):
+        raise ValueError(f"{name!r} has no type, shape and place")
+    return TensorEntry(name, dtype, shape, path, data_start + begin, end - begin)

@@ -35,7 +35,8 @@ class TensorMemory:
     @contextmanager
     def room(self, size: int) -> Iterator[np.ndarray]:
         """Lend bytes, uint8 [size], for the length of the block; where no part is large enough, fresh ones."""
-        start = self._lowest_free(size)
+        # An empty tensor has no place, and would be taken for the one that lies there.
+        start = self._lowest_free(size) if size else None
         if start is None:
             yield np.empty(size, dtype=np.uint8)
             return
@@ -58,4 +59,4 @@ class TensorMemory:
             if start + size <= taken:
                 return start
             start = taken + taken_size
-        return start if size and start + size <= len(self._bytes) else None
+        return start if start + size <= len(self._bytes) else None

@@ -56,7 +56,11 @@ def read_mergekit_config(path: Path) -> tuple[Path, list[Path], MergeSpec]:
         slices, gradients or filters of parameters, another tokenizer.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            # A few lines of them stand for billions of settings, or for one that contains itself.
+            raise ValueError("it has aliases (*name); write out what they stand for")
+        config = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise MergeError(f"The mergekit configuration {path} cannot be read: {problem}.") from error
@@ -69,7 +73,7 @@ def read_mergekit_config(path: Path) -> tuple[Path, list[Path], MergeSpec]:
     except ValidationError as error:
         problems = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
         raise MergeError(f"{path}: {problems}.") from error
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise MergeError(
             f"{path} is no mergekit configuration: a list, a mapping or a name stands where another is expected "
             f"({first_line(error)}); correct it."
@@ -79,10 +83,10 @@ def read_mergekit_config(path: Path) -> tuple[Path, list[Path], MergeSpec]:
 def _translate(config: dict[str, Any]) -> tuple[Path, list[Path], MergeSpec]:
     name = config.get("merge_method")
     if name not in METHODS:
-        raise MergeError(f"merge_method {name!r} is not known here; known are {', '.join(METHODS)}.")
-    unknown = sorted(config.keys() - KNOWN_KEYS)
+        raise MergeError(f"merge_method {str(name)[:60]!r} is not known here; known are {', '.join(METHODS)}.")
+    unknown = sorted(str(key)[:60] for key in config.keys() - KNOWN_KEYS)
     if unknown:
-        raise MergeError(f"{', '.join(unknown)} cannot be translated; remove it or merge with mergekit.")
+        raise MergeError(f"{', '.join(unknown[:8])} cannot be translated; remove it or merge with mergekit.")
     if config.get("tokenizer_source") not in (None, "base"):
         raise MergeError("tokenizer_source: the result has the pivot's tokenizer; use `base` or remove it.")
     models = _models(config)
@@ -121,7 +125,9 @@ def _models(config: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
 
 def _path(model: Any) -> Path:
     if not isinstance(model, str) or "+" in model or "@" in model:
-        raise MergeError(f"model {model!r}: only a local checkpoint folder can be merged; save adapters into it first.")
+        raise MergeError(
+            f"model {str(model)[:200]!r}: only a local checkpoint folder can be merged; save adapters into it first."
+        )
     return Path(model).expanduser()
 
 

@@ -184,15 +184,17 @@ def running_servers(folder: Path) -> Iterator[Servers]:
         pages = {"PREFECT_SERVER_UI_API_URL": prefect_url, "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
         stack.enter_context(process(prefect, environment | pages, folder / "prefect.log"))
         stack.enter_context(process(mlflow, mlflow_environment, folder / "mlflow.log"))
-        _wait_for_answer(f"{prefect_url}/health", folder / "prefect.log")
-        _wait_for_answer(f"{mlflow_url}/health", folder / "mlflow.log")
+        wait_for_answer(f"{prefect_url}/health", folder / "prefect.log")
+        wait_for_answer(f"{mlflow_url}/health", folder / "mlflow.log")
         environment |= {"PREFECT_API_URL": prefect_url, "MLFLOW_TRACKING_URI": mlflow_url}
         stack.enter_context(process([*receiver, "--port", str(receiver_port)], environment, folder / "receiver.log"))
-        _wait_for_answer(f"{receiver_url}/health", folder / "receiver.log")
+        wait_for_answer(f"{receiver_url}/health", folder / "receiver.log")
         yield Servers(folder, environment, prefect_url, mlflow_url, receiver_url, stack)
 
 
-def _wait_for_answer(url: str, log: Path) -> None:
+def wait_for_answer(url: str, log: Path) -> None:
+    """Wait until a server answers; fails with the end of its log where it does not."""
+
     def answers() -> bool | None:
         try:
             return True if httpx.get(url, timeout=5).status_code == 200 else None

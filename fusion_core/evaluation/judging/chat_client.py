@@ -13,6 +13,7 @@ import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from fusion_core.errors import EvaluationError, first_line
+from fusion_core.evaluation.judging.bounded_client import BoundedClient, ReplyTooLargeError, ReplyTooLateError
 
 LONGEST_WAIT_SECONDS = 60.0
 TRANSIENT_STATUSES = {408, 409, 425, 429}
@@ -106,8 +107,8 @@ class ChatClient:
         self._client = openai.OpenAI(
             base_url=endpoint.base_url or "https://api.openai.com/v1",
             api_key=self._key,
-            timeout=endpoint.timeout_seconds,
             max_retries=0,
+            http_client=BoundedClient(endpoint.timeout_seconds),
         )
 
     def complete(
@@ -173,7 +174,13 @@ class ChatClient:
             self._explain(error)
         except (openai.APITimeoutError, openai.APIConnectionError) as error:
             raise _TransientError(self._plain(error)) from error
-        except (openai.OpenAIError, ValueError) as error:  # a body that is no JSON, or ends too early
+        except ReplyTooLargeError as error:
+            raise EndpointError(
+                f"{self._who} sends {error}, which is no chat completion; check its address."
+            ) from error
+        except ReplyTooLateError as error:
+            raise _TransientError(str(error)) from error
+        except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is no JSON, or ends too early
             raise _TransientError(f"half a reply: {self._plain(error)}") from error
         return _read(answer)
 

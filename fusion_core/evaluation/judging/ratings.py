@@ -6,8 +6,9 @@ import re
 from typing import Literal
 
 LOWEST_RATING, HIGHEST_RATING = 1, 10
-RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-RATING_IN_SINGLE_BRACKETS = re.compile(r"\[(\d+\.?\d*)\]")
+# FastChat's patterns, so written that a million digits without an end take no quadratic time.
+RATING = re.compile(r"\[\[(\d+(?:\.\d*)?)\]\]")
+RATING_IN_SINGLE_BRACKETS = re.compile(r"\[(\d+(?:\.\d*)?)\]")
 
 RATING_REMINDER = (
     "Your reply has no rating from 1 to 10 in the format that was asked for. Reply with the rating alone, by strictly "

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion_core.errors import EvaluationError
+from fusion_core.errors import EvaluationError, first_line
 from fusion_core.evaluation.judging.chat_client import Reply
 
 
@@ -73,18 +73,22 @@ class ReplyLog:
     def _take(self, line: bytes, number: int) -> None:
         try:
             row: Any = json.loads(line)
+            likeliest = row.get("first_token", {})
+            right = isinstance(row["reply"], str) and isinstance(likeliest, dict)
+            counts = (row["prompt_tokens"], row["completion_tokens"])
+            if not right or not all(isinstance(one, int) for one in (*counts, row["finished"])):
+                raise ValueError("a value is of another type than ours")
             reply = Reply(
                 row["reply"],
-                row["finished"],
-                row["prompt_tokens"],
-                row["completion_tokens"],
-                row.get("first_token", {}),
+                bool(row["finished"]),
+                *counts,
+                {str(token): float(value) for token, value in likeliest.items()},
             )
             self._replies[str(row["key"])] = (reply, float(row["tstamp"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise EvaluationError(
-                f"Line {number} of {self._path} is no reply of a judge ({error}); take that line out, or move the "
-                "file away and pay for its judgments again."
+                f"Line {number} of {self._path} is no reply of a judge ({first_line(error)}); take that line out, or "
+                "move the file away and pay for its judgments again."
             ) from error
 
 

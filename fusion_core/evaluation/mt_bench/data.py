@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,10 @@ class JudgePrompt:
     def messages(self, **fields: str) -> list[dict[str, str]]:
         """Fill in the template, and put the system prompt in front."""
         try:
+            # Plain fields only: attributes, indices and widths in a template of somebody else's reach beyond them.
+            parts = [part[1:] for part in string.Formatter().parse(self.template) if part[1] is not None]
+            if any(spec or conversion or not name.isidentifier() for name, spec, conversion in parts):
+                raise ValueError("a field in it is more than a name in braces")
             user = self.template.format(**fields)
         except (LookupError, ValueError) as error:
             raise EvaluationError(
