@@ -38,12 +38,16 @@ def run(
 ) -> None:
     """Fuse: extract, align and fuse, train the targets, merge, evaluate, register; what is cached is not done again."""
     from fusion_core.recipes import load_recipe
+    from tasks.open_store import open_store
     from tasks.resolve import resolve_fusion
+    from tasks.settings import Settings
 
     recipe = load_recipe(config)
     # A mistake in the recipe is said before Prefect and MLflow start, and before anything is written.
     resolve_fusion(recipe)
     make_ready()
+    # So is a store that does not answer, or does not know these credentials.
+    open_store(Settings())
     from flows.command_line.output import print_result
     from flows.fusechat import fusechat
 

