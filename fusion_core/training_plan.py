@@ -174,6 +174,12 @@ def shuffled_by_window(shard_of_row: np.ndarray, seed: int, epoch: int) -> np.nd
         A permutation: shards are shuffled, then the dialogues of each few consecutive ones together.
     """
     draws = np.random.default_rng([seed, epoch])
-    shards = draws.permutation(np.unique(shard_of_row))
+    # Rows by shard once, and not by a look at all rows for every window: both grow with the data.
+    rows = np.argsort(shard_of_row, kind="stable")
+    numbers, starts = np.unique(shard_of_row[rows], return_index=True)
+    of_shard = np.split(rows, starts[1:])
+    shards = draws.permutation(len(numbers))
     windows = [shards[start : start + SHARDS_IN_WINDOW] for start in range(0, len(shards), SHARDS_IN_WINDOW)]
-    return np.concatenate([draws.permutation(np.flatnonzero(np.isin(shard_of_row, window))) for window in windows])
+    return np.concatenate(
+        [draws.permutation(np.sort(np.concatenate([of_shard[shard] for shard in window]))) for window in windows]
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from fusion_core.progress import show_progress
 from fusion_core.shard_extraction import ExtractionJob
 from fusion_core.shards import Shard, read_shard
 from tasks.addresses import ResolvedFusion
+from tasks.local_files import disk_errors
 from tasks.prepare import shard_names
-from tasks.publication import Artifact, Publication, fetch_file
+from tasks.publication import Artifact, Publication, entries_of, fetch_file
 from tasks.run_inputs import model_parameters
 from tasks.stage_task import stage_task
 from tasks.workplace import Stage, compute_once, open_workplace
@@ -89,13 +91,19 @@ def extract_missing(
     device = default_device()
     counts: dict[str, ShardCounts] = {}
     missing: dict[Path, Path] = {}
+    counted = CountedShards(folder / "counts.jsonl")
+    entries = {entry.name: entry for entry in entries_of(workplace.store, dialogues.address)}
     for name in names:
         done = publication.finished(name)
         if done is None:
-            missing[folder / name] = workplace.folder(dialogues.address) / name.replace("shard-", "dialogues-")
-        else:
+            entry = entries[name.replace("shard-", "dialogues-")]
+            missing[folder / name] = fetch_file(workplace.store, workplace.cache, dialogues.address, entry)
+            continue
+        found = counted.find(done.sha256)
+        if found is None:
             path = fetch_file(workplace.store, workplace.cache, fusion.distributions(model), done)
-            counts[name] = ShardCounts.of(read_shard(path))
+            found = counted.add(done.sha256, ShardCounts.of(read_shard(path)))
+        counts[name] = found
     placement = place(model, fusion.config.extraction, device, len(missing))
     job = ExtractionJob(
         model,
@@ -110,8 +118,8 @@ def extract_missing(
         closing(extract_files(job, missing, device, progress)) as written,
     ):
         for path, statistics in written:
-            publication.add(path.name, path)
-            counts[path.name] = ShardCounts.of(read_shard(path))
+            entry = publication.add(path.name, path)
+            counts[path.name] = counted.add(entry.sha256, ShardCounts.of(read_shard(path)))
             path.unlink()
             work.add(statistics)
     return counts, work
@@ -137,6 +145,37 @@ class ShardCounts:
             response_bytes=int(shard.response_bytes.sum()),
             nats=float(-shard.top_k.label_log_probs.sum(dtype=np.float64)),
         )
+
+
+class CountedShards:
+    """What the shards of a stage hold, by checksum, so that going on with many of them reads none of them again.
+
+    Parameters
+    ----------
+    path : Path
+        Lines of JSON in the stage's work folder; one that a kill cut short is passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, ShardCounts] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        for line in lines:
+            with suppress(ValueError, TypeError):
+                sha256, counts = json.loads(line)
+                self._known[sha256] = ShardCounts(**counts)
+
+    def find(self, sha256: str) -> ShardCounts | None:
+        """Return what the shard with a checksum holds, None where nobody has counted it here."""
+        return self._known.get(sha256)
+
+    def add(self, sha256: str, counts: ShardCounts) -> ShardCounts:
+        """Remember what a shard holds."""
+        self._known[sha256] = counts
+        with disk_errors(f"Writing {self._path}"), self._path.open("a", encoding="utf-8") as file:
+            # A line that was cut short ends here.
+            file.write(f"\n{json.dumps([sha256, asdict(counts)])}\n")
+        return counts
 
 
 def as_metadata(counts: list[ShardCounts]) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fusion_core.config import DialogueFile, FusionConfig, ModelConfig
 from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.dialogues import Dialogue, load_dialogues, prepare_dialogues
 from fusion_core.encoding import Encoder
-from fusion_core.errors import DialogueError, FusionError, ModelError
+from fusion_core.errors import FusionError, ModelError
 from fusion_core.model_loading import load_tokenizer
 from fusion_core.models import resolve_model
 from fusion_core.planning import (
@@ -22,9 +25,17 @@ from fusion_core.planning import (
 )
 from fusion_core.planning.plan import Status
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
-from tasks.publication import find_artifact
+from tasks.manifest import metadata_of
+from tasks.prepare import shard_names
+from tasks.publication import entries_of, fetch_file, find_artifact
 from tasks.resolve import resolve_fusion
 from tasks.workplace import Workplace, open_workplace
+
+SPLITS = ("train", "held_out")
+# What a plan reads of the dialogues, however many there are.
+SAMPLED_SHARDS = 16
+
+Item = TypeVar("Item")
 
 
 def make_plan(config: FusionConfig) -> Plan:
@@ -45,7 +56,7 @@ def make_plan(config: FusionConfig) -> Plan:
             sizes[model.name] = size
         if gap is not None:
             unknown.append(gap)
-    train, held_out = _count(config, models, unknown)
+    train, held_out = _count(config, fusion, models, unknown)
     device = default_device()
     plan = plan_costs(
         config,
@@ -91,17 +102,22 @@ def stage_statuses(workplace: Workplace, fusion: ResolvedFusion) -> dict[tuple[s
 
 
 def _count(
-    config: FusionConfig, models: tuple[ModelConfig, ...], unknown: list[str]
+    config: FusionConfig, fusion: ResolvedFusion | None, models: tuple[ModelConfig, ...], unknown: list[str]
 ) -> tuple[dict[str, EncodedCounts], dict[str, EncodedCounts]]:
     from fusion_core.dialogues import resolve_file
 
     hub_files = [file for file in config.dialogues.files if file.hub is not None]
     if hub_files:
         return _expect(config, hub_files, unknown)
-    with tempfile.TemporaryDirectory(prefix="fuseline-plan-") as folder:
-        files = [resolve_file(file) for file in config.dialogues.files]
-        prepare_dialogues(files, config.dialogues, Path(folder) / "dialogues")
-        train, held_out = (_read(Path(folder) / "dialogues" / split) for split in ("train", "held_out"))
+    found = _in_store(fusion) if fusion is not None else None
+    if found is None:
+        with tempfile.TemporaryDirectory(prefix="fuseline-plan-") as folder:
+            files = [resolve_file(file) for file in config.dialogues.files]
+            report = prepare_dialogues(files, config.dialogues, Path(folder) / "dialogues")
+            paths = [sorted((Path(folder) / "dialogues" / split).glob("*.parquet")) for split in SPLITS]
+            totals = [sum(part.values()) for part in (report.train, report.held_out)]
+            found = [_sample(some, total) for some, total in zip(paths, totals, strict=True)]
+    train, held_out = found
     train_counts, held_out_counts = {}, {}
     for model in models:
         if model.path is None:
@@ -112,8 +128,8 @@ def _count(
             encoder = Encoder(load_tokenizer(resolved), config.dialogues.max_length_tokens, model.name)
         except FusionError as error:
             raise ModelError(str(error)) from error
-        train_counts[model.name] = count_encoded(train, encoder)
-        held_out_counts[model.name] = count_encoded(held_out, encoder)
+        train_counts[model.name] = count_encoded(train.dialogues, encoder, total=train.total)
+        held_out_counts[model.name] = count_encoded(held_out.dialogues, encoder, total=held_out.total)
     return train_counts, held_out_counts
 
 
@@ -150,8 +166,37 @@ def _expect(
     return {model.name: bound(1 - held_out) for model in models}, {model.name: bound(held_out) for model in models}
 
 
-def _read(folder: Path) -> list[Dialogue]:
-    paths = sorted(folder.glob("*.parquet"))
-    if not paths:
-        raise DialogueError(f"The recipe's data leave no dialogues for {folder.name}; look at `held_out_share`.")
-    return [dialogue for path in paths for dialogue in load_dialogues(path)]
+@dataclass(frozen=True)
+class _Sample:
+    """Some of a part's dialogues, and how many there are in all."""
+
+    dialogues: list[Dialogue]
+    total: int
+
+
+def _in_store(fusion: ResolvedFusion) -> list[_Sample] | None:
+    """Read both parts out of the store where they are prepared; a plan for much data then reads little of it."""
+    workplace = open_workplace()
+    samples = []
+    for split in SPLITS:
+        address = fusion.dialogues(split)
+        artifact = find_artifact(workplace.store, address)
+        if artifact is None:
+            return None
+        entries = {entry.name: entry for entry in entries_of(workplace.store, address)}
+        paths = [
+            fetch_file(workplace.store, workplace.cache, address, entries[name])
+            for name in _spread(shard_names(artifact))
+        ]
+        samples.append(_sample(paths, metadata_of(artifact)["dialogues"]))
+    return samples
+
+
+def _sample(paths: Sequence[Path], total: int) -> _Sample:
+    return _Sample([dialogue for path in _spread(paths) for dialogue in load_dialogues(path)], total)
+
+
+def _spread(several: Sequence[Item]) -> list[Item]:
+    """Take some, evenly from first to last: files follow each other by domain."""
+    count = min(len(several), SAMPLED_SHARDS)
+    return [several[index * len(several) // count] for index in range(count)]

@@ -144,8 +144,9 @@ class Publication:
         path = self.store.local_path(info.key)
         if path is None:
             return info.sha256
-        actual = hash_file(path)
-        return actual if info.sha256 in (None, actual) else None
+        if info.sha256 is None:
+            return hash_file(path)
+        return info.sha256 if is_verified(path, info.sha256) else None
 
     def _adopt(self, mine: Manifest) -> Manifest:
         manifest = read_manifest(self.store, self.address)
@@ -163,6 +164,22 @@ def find_artifact(store: Store, address: str) -> Artifact | None:
     """Return the whole publication at an address, None when there is none; errors as `read_manifest`."""
     manifest = read_manifest(store, address)
     return None if manifest is None else artifact_of(manifest, reused=True, seconds=0.0)
+
+
+def entries_of(store: Store, address: str) -> tuple[ManifestEntry, ...]:
+    """Return the objects of a whole publication.
+
+    Raises
+    ------
+    MissingObjectError
+        Nothing whole is published at the address.
+    BrokenObjectError
+        Its manifest is torn or altered.
+    """
+    manifest = read_manifest(store, address)
+    if manifest is None:
+        raise MissingObjectError(f"Nothing whole is published at {store.url(address)}; run the stage that makes it.")
+    return manifest.entries
 
 
 def fetch_file(store: Store, cache: LocalCache, address: str, entry: ManifestEntry) -> Path:
@@ -198,15 +215,13 @@ def fetch_folder(store: Store, cache: LocalCache, address: str) -> Path:
     BrokenObjectError
         An object, or the manifest, is missing, truncated or altered.
     """
-    manifest = read_manifest(store, address)
-    if manifest is None:
-        raise MissingObjectError(f"Nothing whole is published at {store.url(address)}; run the stage that makes it.")
+    entries = entries_of(store, address)
     folder = store.local_path(address)
-    if folder is not None and all(entry.stored_as == entry.name for entry in manifest.entries):
-        for entry in manifest.entries:
+    if folder is not None and all(entry.stored_as == entry.name for entry in entries):
+        for entry in entries:
             fetch_file(store, cache, address, entry)
         return folder
-    for entry in manifest.entries:
+    for entry in entries:
         cache.fetch(address, entry.name, entry.sha256, entry.size, _downloader(store, address, entry))
     return cache.address_folder(address)
 

@@ -58,7 +58,12 @@ class EncodedCounts(Record):
 
 
 def count_encoded(
-    dialogues: Sequence[Dialogue], encoder: Encoder, *, sample: int = SAMPLE_DIALOGUES, seed: int = 0
+    dialogues: Sequence[Dialogue],
+    encoder: Encoder,
+    *,
+    total: int | None = None,
+    sample: int = SAMPLE_DIALOGUES,
+    seed: int = 0,
 ) -> EncodedCounts:
     """Count tokens and response positions; of more than ``sample`` dialogues, only a seeded sample is encoded.
 
@@ -67,13 +72,16 @@ def count_encoded(
     dialogues : sequence of Dialogue
     encoder : Encoder
         Of the model whose tokens count.
+    total : int, optional
+        For how many dialogues these stand, where they are some of more.
     sample : int
         Largest number of dialogues to encode.
     seed : int
         Seed of the sample.
     """
-    exact = len(dialogues) <= sample
-    chosen = dialogues if exact else random.Random(seed).sample(list(dialogues), sample)
+    total = len(dialogues) if total is None else total
+    exact = total <= sample and len(dialogues) == total
+    chosen = dialogues if len(dialogues) <= sample else random.Random(seed).sample(list(dialogues), sample)
     lengths, positions = [], 0
     for dialogue in chosen:
         try:
@@ -82,7 +90,7 @@ def count_encoded(
             continue
         lengths.append(len(encoded.input_ids))
         positions += len(encoded.response_positions)
-    scale = len(dialogues) / len(chosen) if chosen else 1.0
+    scale = total / len(chosen) if chosen else 1.0
     return EncodedCounts(
         dialogues=round(len(lengths) * scale),
         tokens=round(sum(lengths) * scale),

@@ -166,3 +166,48 @@ def record_work() -> None:
 
     replace(extract, "extract_files", make_extract)
     replace(fuse, "write_shard", make_fuse)
+
+
+def fill_the_disk() -> None:
+    """Leave no room on the disk of the work folders as soon as a stage begins; the argument begins its address.
+
+    The file that takes the room lies beside the home folder's store and is called ballast.
+    """
+    from tasks import workplace
+
+    def make(publication: Any) -> Any:
+        def patched(store: Any, address: str) -> Any:
+            if address.startswith(argument()):
+                take_all_room(Path(os.environ["FUSELINE_HOME"]) / "ballast")
+            return publication(store, address)
+
+        return patched
+
+    replace(workplace, "Publication", make)
+
+
+def fill_the_disk_for_the_report() -> None:
+    """Leave no room when all stages are whole and the run's report is about to be written."""
+    from tasks import summarize
+
+    def make(render: Any) -> Any:
+        def patched(summary: Any) -> str:
+            take_all_room(Path(os.environ["FUSELINE_HOME"]) / "ballast")
+            return str(render(summary))
+
+        return patched
+
+    replace(summarize, "render_report", make)
+
+
+def take_all_room(path: Path) -> None:
+    """Grow a file until the disk has no block left."""
+    with path.open("wb") as file:
+        end = 0
+        for step in (1 << 20, 4096):
+            try:
+                while True:
+                    os.posix_fallocate(file.fileno(), end, step)
+                    end += step
+            except OSError:
+                continue

@@ -16,10 +16,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,24 @@ def serve() -> dict[str, Any] | None:
     os.dup2(2, 1)  # nothing that an import prints is an answer
     for name in IMPORTED:
         importlib.import_module(name)
+    begun: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
             status = os.waitpid(request["wait"], 0)[1]
+            begun.discard(request["wait"])
             answer = {"status": os.waitstatus_to_exitcode(status)}
         else:
             pid = os.fork()
             if pid == 0:
                 return dict(request)
+            begun.add(pid)
             answer = {"pid": pid}
         print(json.dumps(answer), file=answers, flush=True)
+    # The test has ended before what it began.
+    for pid in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     return None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 
 from tests.faults.conftest import Undisturbed
-from tests.faults.fusions import Fusions, check_rerun, kill_in
+from tests.faults.fusions import Fusions, check_rerun, is_running, kill_in, kill_tree, wait_until
 
 # In the order of the method; before the first stage there is the start, and after the last one the report.
 STAGES = ("start", "prepare held_out", "prepare train", "extract pivot", "extract 400", "extract 700")
@@ -92,3 +93,17 @@ def test_a_kill_at_a_named_instant_loses_nothing_that_was_whole(
     finished = hook == "before_the_lock_is_given_back"
     outcome = fusions.run(home, "record_work", str(home.folder / "recorded"))
     check_rerun(home, before, outcome, undisturbed.digests, fusions=1 + finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0, 2.0, 4.0])
+def test_a_kill_while_mlflow_makes_its_tables(fusions: Fusions, undisturbed: Undisturbed, seconds: float) -> None:
+    home = replace(fusions, template=None).home(f"tables-{seconds}")
+    pid = fusions.start(home)
+    assert wait_until(lambda: (home.folder / "mlflow.db").exists() or not is_running(pid), 120)
+    time.sleep(seconds)
+    kill_tree(pid)
+    assert fusions.launcher.wait(pid) == -9
+    before = home.whole()
+    outcome = fusions.run(home, "record_work", str(home.folder / "recorded"))
+    check_rerun(home, before, outcome, undisturbed.digests)

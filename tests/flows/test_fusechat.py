@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.fusechat import fusechat
 from fusion_core.recipes import load_recipe
+from tasks import plan
 from tasks.manifest import is_beside_manifest
 from tasks.publication import read_manifest
 from tasks.register import FusionResult
@@ -138,6 +139,21 @@ def test_a_change_computes_only_what_depends_on_it(
     assert {row.stage for row in rows if row.status == "computed"} == computed
     # The control has lambda = 1 whatever the recipe's lambda is.
     assert next(row for row in rows if row.subject == "plain-sft" and row.stage == "train").status == "cached"
+
+
+def test_a_plan_reads_the_dialogues_that_are_prepared(
+    first_run: FusionResult, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "prepare_dialogues", lambda *_: pytest.fail("they are prepared"))
+        there = plan.make_plan(recipe)
+    assert {row.status for row in there.rows} == {"cached"}
+    monkeypatch.setenv("FUSELINE_HOME", str(tmp_path))
+    anew = plan.make_plan(recipe)
+    sizes = [[(row.stage, row.subject, row.tokens, row.flops) for row in made.rows] for made in (there, anew)]
+    assert sizes[0] == sizes[1]
+    assert {row.status for row in anew.rows} == {"compute"}
 
 
 def test_summary_json_names_no_secret_and_no_traceback(first_run: FusionResult) -> None:
