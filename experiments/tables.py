@@ -36,7 +36,7 @@ class Table:
 
 def _tuning() -> Table:
     grid = [(rate, epochs, batch) for batch in (8, 4) for rate in (3e-5, 6e-5, 1.2e-4) for epochs in (1, 2)]
-    grid += [(rate, 3, 4) for rate in (6e-5, 1.2e-4)]
+    grid += [(6e-5, 3, 4), (2.4e-4, 2, 4)]
     entries = tuple(
         Entry(
             f"{SFT}, rate {1e5 * rate:g}e-5, batches of {batch}, {epochs} epoch{'s' * (epochs > 1)}",
