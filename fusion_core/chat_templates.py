@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from fusion_core.errors import DialogueRefusedError, TokenizerError, first_line
 
 # Plain letters and digits, so that no template trims, escapes or interprets them.
 SLOT = "FuselineResponseSlot"
+Result = TypeVar("Result")
 PROBE_SYSTEM, PROBE_USER = "FuselineSystemProbe", "FuselineUserProbe"
 # A template is a program of somebody else's. It may write its own text and so many characters for each of a turn's,
 # of which a turn has some more than its content; and the question and answer that it is tried on, within so long.
@@ -65,7 +67,7 @@ class ChatTemplate:
         try:
             template = str(tokenizer.get_chat_template())
             self._template = FIXED_DATE_MACRO + template if "strftime_now" in template else template
-            pieces = self._try(exchange)
+            pieces = _in_time(lambda: self._render(exchange))
         except (ValueError, DialogueRefusedError) as error:
             raise TokenizerError(
                 f"Model {model_name!r}: a question and its answer cannot be written in its chat template "
@@ -74,9 +76,11 @@ class ChatTemplate:
         if PROBE_USER not in pieces[0]:
             raise TokenizerError(f"Model {model_name!r}: its chat template leaves out user turns; name {remedy}.")
         try:
-            self.accepts_system = PROBE_SYSTEM in self._try((Turn("system", PROBE_SYSTEM), *exchange))[0]
+            with_system = (Turn("system", PROBE_SYSTEM), *exchange)
+            self.accepts_system = PROBE_SYSTEM in _in_time(lambda: self._render(with_system))[0]
         except DialogueRefusedError:
             self.accepts_system = False
+        self._prompts_in_time = False
 
     def render(self, dialogue: Dialogue) -> list[str]:
         """Return the text before, between and after the responses of a dialogue, one piece more than responses.
@@ -106,6 +110,13 @@ class ChatTemplate:
         DialogueRefusedError
             If the template refuses the turns.
         """
+        if not self._prompts_in_time:
+            # What it writes for a prompt is a part of the program that no dialogue has run yet.
+            _in_time(lambda: self._prompt([{"role": "user", "content": PROBE_USER}]))
+            self._prompts_in_time = True
+        return self._prompt(messages)
+
+    def _prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         given = [dict(message) for message in messages]
         if given[0]["role"] == "system" and not self.accepts_system:
             system, user, *rest = given
@@ -140,27 +151,6 @@ class ChatTemplate:
             )
         return text
 
-    def _try(self, turns: Sequence[Turn]) -> list[str]:
-        """Render in a thread that is stopped when it does not end."""
-        outcome: list[list[str] | DialogueRefusedError] = []
-
-        def render() -> None:
-            try:
-                outcome.append(self._render(turns))
-            except DialogueRefusedError as error:
-                outcome.append(error)
-
-        thread = threading.Thread(target=render, daemon=True)
-        thread.start()
-        thread.join(TRIAL_SECONDS)
-        if not outcome:
-            identity = ctypes.c_ulong(thread.ident or 0)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(TimeoutError))
-            raise DialogueRefusedError(f"its chat template has not ended after {TRIAL_SECONDS:.0f} s")
-        if isinstance(outcome[0], DialogueRefusedError):
-            raise outcome[0]
-        return outcome[0]
-
     def _render(self, turns: Sequence[Turn]) -> list[str]:
         messages: list[dict[str, str]] = []
         slots: list[str] = []
@@ -184,3 +174,25 @@ class ChatTemplate:
         if any(SLOT in piece for piece in pieces):
             raise DialogueRefusedError("its chat template repeats or reorders responses")
         return pieces
+
+
+def _in_time(render: Callable[[], Result]) -> Result:
+    """Render in a thread that is stopped when it does not end."""
+    outcome: list[Result | DialogueRefusedError] = []
+
+    def keep() -> None:
+        try:
+            outcome.append(render())
+        except DialogueRefusedError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=keep, daemon=True, name="render a chat template")
+    thread.start()
+    thread.join(TRIAL_SECONDS)
+    if not outcome:
+        identity = ctypes.c_ulong(thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(TimeoutError))
+        raise DialogueRefusedError(f"its chat template has not ended after {TRIAL_SECONDS:.0f} s")
+    if isinstance(outcome[0], DialogueRefusedError):
+        raise outcome[0]
+    return outcome[0]

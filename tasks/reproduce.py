@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from tasks.workplace import open_workplace
 RECIPE_NAME = "recipe.yaml"
 PACKAGES_NAME = "requirements.txt"
 COMMANDS_NAME = "reproduce.sh"
+PACKAGE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+PACKAGE_VERSION = re.compile(r"[0-9][A-Za-z0-9.!_-]*")
+COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 class Reproduction(BaseModel):
@@ -49,24 +53,19 @@ def write_reproduction(model_name: str, version: str, folder: Path) -> Reproduct
     tracking = Tracking(workplace.settings, "fuseline")
     record = read_record(tracking, read_version(tracking, model_name, version))
     recipe, commands = folder / RECIPE_NAME, folder / COMMANDS_NAME
-    text = _recipe(record, folder)
+    text, packages = _recipe(record, folder), _packages(record)
     if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
         raise ConfigError(f"{recipe} is there already and says something else; give another --out.")
     command = f"fuseline run {shlex.quote(str(recipe))}"
+    script = _commands(record, model_name, version, command)
     with disk_errors(f"Writing to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         for model in record.models:
             if model.chat_template is not None:
                 _template(folder, model.name).write_text(model.chat_template, encoding="utf-8")
         recipe.write_text(text, encoding="utf-8")
-        packages = [
-            # What follows a plus names a build that no package index has.
-            f"{name}=={number.partition('+')[0]}"
-            for name, number in record.packages.items()
-            if number[:1].isdigit()
-        ]
-        (folder / PACKAGES_NAME).write_text("\n".join(packages) + "\n", encoding="utf-8")
-        commands.write_text(_commands(record, model_name, version, command), encoding="utf-8")
+        (folder / PACKAGES_NAME).write_text("".join(f"{line}\n" for line in packages), encoding="utf-8")
+        commands.write_text(script, encoding="utf-8")
     return Reproduction(recipe=recipe, commands=commands, address=record.address, command=command)
 
 
@@ -89,10 +88,13 @@ def check_reproduction(made: Reproduction, model_name: str, version: str) -> lis
 
 def _recipe(record: LineageRecord, folder: Path) -> str:
     values = read_mapping(record.recipe, Path(RECIPE_NAME))
-    entries = {entry["name"]: entry for entry in (values["pivot"], *values["sources"])}
-    for model in record.models:
-        if model.chat_template is not None:
-            entries[model.name]["chat_template"] = _template(folder, model.name).name
+    try:
+        entries = {entry["name"]: entry for entry in (values["pivot"], *values["sources"])}
+        for model in record.models:
+            if model.chat_template is not None:
+                entries[model.name]["chat_template"] = _template(folder, model.name).name
+    except (KeyError, TypeError) as error:
+        raise TrackingError("The lineage that MLflow keeps has a recipe without its models; run it again.") from error
     text = io.StringIO()
     YAML(typ="safe", pure=True).dump(values, text)
     return text.getvalue()
@@ -104,6 +106,22 @@ def _template(folder: Path, model: str) -> Path:
             f"The lineage that MLflow keeps names a model {model[:80]!r}, which no recipe does; run it again."
         )
     return folder / f"chat_template_{model}.jinja"
+
+
+def _packages(record: LineageRecord) -> list[str]:
+    packages = []
+    for name, number in record.packages.items():
+        # What follows a plus names a build that no package index has.
+        released = number.partition("+")[0]
+        if not number[:1].isdigit():
+            continue
+        # pip takes options from this file too, such as another index to install from.
+        if not PACKAGE_NAME.fullmatch(name) or not PACKAGE_VERSION.fullmatch(released):
+            raise TrackingError(
+                f"The lineage that MLflow keeps names a package {name[:80]!r}, which is none; run it again."
+            )
+        packages.append(f"{name}=={released}")
+    return packages
 
 
 def _place(one: ModelOrigin | FileOrigin) -> str:
@@ -119,6 +137,8 @@ def _commands(record: LineageRecord, model_name: str, version: str, command: str
         f"# Fuseline: {code}",
     ]
     if code.commit is not None:
+        if not COMMIT.fullmatch(code.commit):
+            raise TrackingError(f"The lineage that MLflow keeps names a commit {code.commit[:80]!r}; run it again.")
         lines.append(f"git checkout {shlex.quote(code.commit)}")
     if code.dirty or code.commit is None:
         lines.append(f"# The code then had no commit of its own; the digest of its files was {code.files}")

@@ -90,3 +90,23 @@ def test_template_that_refuses_one_dialogue_leaves_the_others() -> None:
     )
     assert isinstance(outcomes[0], DialogueRefusedError) and "one exchange only" in str(outcomes[0])
     assert isinstance(outcomes[1], EncodedDialogue)
+
+
+def test_a_generation_prompt_that_does_not_end_is_stopped_too(monkeypatch) -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = CHATML + "{% if add_generation_prompt %}" + loops + "{% endif %}"
+    chat = ChatTemplate(byte_level_tokenizer(template), "endless prompt")
+    monkeypatch.setattr("fusion_core.chat_templates.TRIAL_SECONDS", 0.2)
+    with pytest.raises(DialogueRefusedError, match="has not ended"):
+        chat.prompt([{"role": "user", "content": "the cat"}])
+    for thread in threading.enumerate():
+        if "render" in thread.name:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("attack", ["{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os.system('id') }}"])
+def test_a_generation_prompt_reaches_nothing_of_python(attack: str) -> None:
+    chat = ChatTemplate(byte_level_tokenizer(CHATML + "{% if add_generation_prompt %}" + attack + "{% endif %}"), "x")
+    with pytest.raises(DialogueRefusedError, match=r"unsafe|undefined"):
+        chat.prompt([{"role": "user", "content": "the cat"}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fusion_core.model_folders import copy_non_weight_files, set_config_dtype
+from fusion_core.model_folders import copy_non_weight_files, set_config_dtype, write_chat_template
 
 
 def test_copies_what_belongs_to_the_model_and_nothing_else(tmp_path: Path) -> None:
@@ -38,3 +38,13 @@ def test_dtype_is_written_under_the_name_that_the_config_uses(tmp_path: Path) ->
         (tmp_path / "config.json").write_text(json.dumps({name: "bfloat16", "é": 1}), encoding="utf-8")
         set_config_dtype(tmp_path, "float32")
         assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {name: "float32", "é": 1}
+
+
+def test_a_result_gets_its_template_as_it_is_written_and_none_where_there_is_none(tmp_path: Path) -> None:
+    write_chat_template(tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+    hostile = "{{ cycler.__init__.__globals__.os.system('touch owned') }}{% for i in range(10**12) %}\n"
+    write_chat_template(tmp_path, hostile)
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [
+        ("chat_template.jinja", hostile)
+    ]
