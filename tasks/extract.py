@@ -93,8 +93,9 @@ def extract_missing(
     missing: dict[Path, Path] = {}
     counted = CountedShards(folder / "counts.jsonl")
     entries = {entry.name: entry for entry in entries_of(workplace.store, dialogues.address)}
+    finished = publication.finished_among(names)
     for name in names:
-        done = publication.finished(name)
+        done = finished.get(name)
         if done is None:
             entry = entries[name.replace("shard-", "dialogues-")]
             missing[folder / name] = fetch_file(workplace.store, workplace.cache, dialogues.address, entry)

@@ -53,10 +53,12 @@ def fuse_distributions(
         names = shard_names(dialogues)
         vocabularies = _vocabularies(fusion, pivot, others, [dialogue_folder / name for name in names])
         coverage = Coverage()
+        parts = {name: (_shard_name(name), f"coverage-{number:05d}.json") for number, name in enumerate(names)}
+        finished = publication.finished_among([file for files in parts.values() for file in files])
         with show_progress(f"fuse {stage.subject}", "shards") as progress:
             for number, name in enumerate(names):
-                shard_name, coverage_name = name.replace("dialogues-", "shard-"), f"coverage-{number:05d}.json"
-                done = publication.finished(coverage_name) if publication.finished(shard_name) else None
+                shard_name, coverage_name = parts[name]
+                done = finished.get(coverage_name) if shard_name in finished else None
                 if done is None:
                     pivot_shard, *source_shards = [read_shard(part / shard_name) for part in folders]
                     shard, counted = fuse_shard(
@@ -86,7 +88,7 @@ def fuse_distributions(
         tracking.log(run, parameters=config.alignment.model_dump() | config.fusion.model_dump())
         tracking.log(run, metrics=coverage_metrics(coverage))
         return {
-            "shards": [name.replace("dialogues-", "shard-") for name in names],
+            "shards": [_shard_name(name) for name in names],
             "positions": max((coverage.overall(source.name).positions for source in sources), default=0),
             "coverage": list(coverage.to_json().values()),
         }
@@ -95,6 +97,10 @@ def fuse_distributions(
 
 
 fuse = stage_task(fuse_distributions, "fuse {sources[0].name}", lambda fusion, sources, *_, **__: fusion.fused(sources))
+
+
+def _shard_name(name: str) -> str:
+    return name.replace("dialogues-", "shard-")
 
 
 def coverage_metrics(coverage: Coverage) -> dict[str, float]:

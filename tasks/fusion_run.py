@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from prefect.runtime import flow_run
 
+from fusion_core.devices import set_imports_aside
 from fusion_core.recipes import recipe_yaml
 from tasks.addresses import ResolvedFusion
 from tasks.lineage_record import LINEAGE, LineageRecord, fusion_identity, lineage_record
@@ -27,6 +28,7 @@ def fusion_run(fusion: ResolvedFusion) -> Iterator[str]:
 
     It has the recipe's parameters, the pinned inputs and the plan; it ends FAILED when the flow raises.
     """
+    set_imports_aside()
     config = fusion.config
     workplace = open_workplace()
     tracking = workplace.tracking(config.registry.experiment)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from pydantic import JsonValue
@@ -31,6 +32,9 @@ from tasks.manifest import (
 from tasks.store import BrokenObjectError, MissingObjectError, ObjectInfo, Store, check_key
 
 logger = logging.getLogger(__name__)
+
+# A look at an object is a request to S3, or the reading of a file.
+LOOKS_AT_ONCE = 16
 
 
 class Publication:
@@ -75,6 +79,14 @@ class Publication:
         entry = ManifestEntry(name=name, size=info.size, sha256=info.sha256, stored_as=name)
         self._entries[name] = entry
         return entry
+
+    def finished_among(self, names: Sequence[str]) -> dict[str, ManifestEntry]:
+        """Return the entries of those of some objects that `finished` finds, looking at several at once."""
+        there = {info.key for info in self.store.list(f"{self.address}/")}
+        candidates = [name for name in names if object_key(self.address, name) in there]
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            found = zip(candidates, pool.map(self.finished, candidates), strict=True)
+            return {name: entry for name, entry in found if entry is not None}
 
     def add(self, name: str, path: Path) -> ManifestEntry:
         """Upload a local file as the object `name`, checksum and all, and return its entry.
