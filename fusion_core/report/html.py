@@ -48,8 +48,11 @@ def render_report(summary: RunSummary) -> str:
         headline=headline(summary),
         recipe_yaml=yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
         best=best_by_column(summary.scores) if summary.scores else {},
-        losses=Markup(loss_chart(summary.curves)) if summary.curves else None,
-        weight_maps=[(target, Markup(svg)) for target, svg in merge_weight_charts(merge)] if merge else [],
+        losses=Markup(loss_chart(summary.curves)) if summary.curves else None,  # noqa: S704 (2026-11-20)
+        weight_maps=[
+            (target, Markup(svg))  # noqa: S704 (2026-11-20)
+            for target, svg in (merge_weight_charts(merge) if merge else ())
+        ],
         outer_weights=weights_outside_layers(merge) if merge else {},
         own_tokenizers=models_with_own_tokenizer(summary),
         radars=radar_charts(summary),

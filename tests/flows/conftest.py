@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from fusion_core.token_bytes import token_bytes
+from tests.flows.clusters import prefect_server_of_its_own
 from tests.tasks.object_server import BUCKET, WRITER, running_server, server_program
 
 STORIES = Path(__file__).resolve().parents[1] / "data" / "stories260k"
@@ -134,3 +135,10 @@ def s3_bucket(tmp_path: Path) -> Iterator[dict[str, str]]:
             "AWS_SECRET_ACCESS_KEY": WRITER[1],
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+
+@pytest.fixture
+def prefect_url(tmp_path: Path) -> Iterator[str]:
+    """A Prefect server of the test's own, to which tasks on a cluster report."""
+    with prefect_server_of_its_own(tmp_path) as url:
+        yield url

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flows.test_servers import free_port, server
+from tests.flows.clusters import PROJECT, digest, run
 
 pytestmark = pytest.mark.slow
 
-ray = pytest.importorskip("ray", reason="needs the extra ray: pip install -e '.[ray]'")
+pytest.importorskip("ray", reason="needs the extra ray: pip install -e '.[ray]'")
 pytest.importorskip("prefect_ray", reason="needs the extra ray: pip install -e '.[ray]'")
-
-COMMAND = [sys.executable, "-c", "from flows.command_line import main; main()"]
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def prefect_url(tmp_path: Path) -> Iterator[str]:
-    """A Prefect server, to which the tasks on the cluster report."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    (tmp_path / "prefect").mkdir()
-    program = str(Path(sys.executable).parent / "prefect")
-    command = [program, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with server(command, f"{url}/health", environment, tmp_path / "prefect.log"):
-        yield url
-
-
-def run(recipe: Path, home: Path, **settings: str) -> Path:
-    """Fuse with a home of its own and return the merged checkpoint's folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FUSELINE_", "PREFECT_"))}
-    environment = {**kept, "FUSELINE_HOME": str(home), "PYTHONPATH": str(PROJECT), **settings}
-    done = subprocess.run(
-        [*COMMAND, "run", str(recipe)], env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return Path(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("model:")))
-
-
-def digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_a_fusion_on_two_nodes_ends_right_although_one_of_them_dies(
