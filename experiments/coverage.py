@@ -1,0 +1,135 @@
+"""What each way of alignment carries over from a source to the pivot's positions and tokens; trains nothing.
+
+    python -m experiments.coverage
+
+Legend: N pivot positions, K entries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from experiments.lab import Lab, load_lab_recipe
+from experiments.run import RESULTS
+from fusion_core.alignment.coverage import Counts
+from fusion_core.errors import FusionError, TrackingError
+from fusion_core.record import Record
+from fusion_core.shards import Shard, read_shard
+from tasks.code_version import code_version
+from tasks.extract import extract_distributions
+from tasks.fuse import fuse_distributions
+from tasks.prepare import prepare_dataset
+from tasks.workplace import computed_by, open_workplace
+
+NAME = "table4"
+PAPER = {"alignment.positions": "dtw"}
+ALIGNMENTS = {
+    "bytes": {},
+    "bytes, no conditioning inside tokens": {"alignment.condition_inside_tokens": False},
+    "bytes, no chain rule": {"alignment.gold_consistent": False},
+    "bytes, neither": {"alignment.condition_inside_tokens": False, "alignment.gold_consistent": False},
+    "DTW, mapping statistics": {**PAPER, "alignment.vocabulary": "statistics"},
+    "DTW, MinED": {**PAPER, "alignment.vocabulary": "mined"},
+    "DTW, exact match": {**PAPER, "alignment.vocabulary": "exact"},
+}
+
+
+class AlignmentRow(Record):
+    """One way of alignment for one source.
+
+    Parameters
+    ----------
+    covered : float
+        Share of the pivot's positions that get a distribution.
+    mass_kept : float
+        Share of the source's stored mass that arrives there.
+    gold : float
+        Mean probability of the pivot's next token in what arrives; 0 where nothing does.
+    run : str
+        The MLflow run that aligned.
+    """
+
+    label: str
+    source: str
+    covered: float
+    mass_kept: float
+    gold: float
+    run: str
+
+
+class AlignmentResults(Record):
+    """All ways for all sources."""
+
+    rows: tuple[AlignmentRow, ...]
+    positions: int
+    code: str
+
+
+def gold_probability(shard: Shard) -> float:
+    """Mean mass of the next token among the entries, over all positions."""
+    assert shard.inputs is not None
+    starts_N = np.repeat(shard.inputs.input_splits[:-1], np.diff(shard.top_k.row_splits))
+    labels_N = shard.inputs.input_ids[starts_N + shard.inputs.response_positions + 1]
+    is_gold_NK = shard.top_k.token_ids == labels_N[:, None]
+    return float(np.where(is_gold_NK, np.exp(shard.top_k.log_probs.astype(np.float64)), 0.0).sum(axis=1).mean())
+
+
+def measure(lab: Lab) -> AlignmentResults:
+    """Align every source in every way."""
+    rows, positions = [], 0
+    for label, settings in ALIGNMENTS.items():
+        fusion = lab.resolve({**settings, "fusion.function": "source"}, 0)
+        dialogues = prepare_dataset(fusion, lab.run).train
+        models = (fusion.pivot, *fusion.sources)
+        distributions = {model.name: extract_distributions(fusion, model, dialogues, lab.run) for model in models}
+        for group in fusion.groups:
+            fused = fuse_distributions(fusion, group, dialogues, distributions, lab.run)
+            folder = lab.workplace.folder(fused.address)
+            shards = [read_shard(path) for path in sorted(folder.glob("shard-*.parquet"))]
+            (domains,) = fused.metadata["coverage"]
+            counts = sum((Counts(**one) for one in domains.values()), Counts())
+            positions = counts.positions
+            weights = [shard.top_k.positions for shard in shards]
+            rows.append(
+                AlignmentRow(
+                    label=label,
+                    source=group[0].name,
+                    covered=1.0 - counts.fallen_back_share,
+                    mass_kept=counts.mass_kept,
+                    gold=float(np.average([gold_probability(shard) for shard in shards], weights=weights)),
+                    run=computed_by(fused),
+                )
+            )
+            print(rows[-1], flush=True)
+    return AlignmentResults(rows=tuple(rows), positions=positions, code=str(code_version()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
+    output = parser.parse_args().out
+    recipe = load_lab_recipe("held_out")
+    tracking = open_workplace().tracking(recipe.registry.experiment)
+    try:
+        run = tracking.start_run(f"experiments {NAME}", {"fuseline.stage": "experiments"})
+        try:
+            results = measure(Lab(recipe, run))
+        except BaseException as error:
+            with suppress(TrackingError):
+                tracking.fail_run(run, error)
+            raise
+        tracking.end_run(run, "FINISHED")
+    except FusionError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{NAME}.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
