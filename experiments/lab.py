@@ -98,7 +98,7 @@ class Lab:
 
     def scores(self, entry: Entry, seed: int) -> Found:
         """Score one line of a table with one seed."""
-        fusion = self.resolve(entry.settings, seed)
+        fusion = self.resolve({} if entry.soup else entry.settings, seed)
         models = {model.name: model for model in (fusion.pivot, *fusion.sources)}
         subject: ResolvedModel | Checkpoint = models.get(entry.model) or self.checkpoint(entry, seed)
         address = fusion.scores(subject if isinstance(subject, ResolvedModel) else subject.address)
@@ -114,12 +114,14 @@ class Lab:
 
     def checkpoint(self, entry: Entry, seed: int) -> Checkpoint:
         """The checkpoint of an entry that is no model of the recipe."""
-        fusion = self.resolve(entry.settings, seed)
+        fusion = self.resolve({} if entry.soup else entry.settings, seed)
         if entry.soup:
+            # Whole runs are merged, so the recipe's merge counts even where one run trains a single target.
+            merge = {name: value for name, value in entry.settings.items() if name.startswith("merge.")}
+            training = {name: value for name, value in entry.settings.items() if name not in merge}
             seeds = [seed + SOUP_STRIDE * number for number in range(len(fusion.sources))]
-            return self._merged(
-                fusion, [self._trained(self.resolve(entry.settings, one), entry.model) for one in seeds]
-            )
+            runs = [self._trained(self.resolve(training, one), entry.model) for one in seeds]
+            return self._merged(self.resolve(merge, seed), runs)
         if entry.model == FUSED and fusion.config.strategy == "pairwise":
             return self._merged(fusion, [self._target(fusion, group) for group in fusion.groups])
         return self._trained(fusion, entry.model)

@@ -9,6 +9,7 @@ from experiments.lab import Entry
 
 PIVOT, SFT, SOUP = "pivot", "plain SFT", "soup of two SFT"
 SELF, JOINT, FUSED = "pivot distilled into itself", "FuseLLM (all at once)", "FuseChat (VaRM)"
+JOINT_SOUP = "soup of two FuseLLM"
 # One source and one target: with the pivot's own distributions every pair would train the same.
 ALONE = {"fusion.function": "pivot"}
 
@@ -59,12 +60,18 @@ def _main() -> Table:
         Entry(SOUP, "plain-sft", {"merge.method": "linear"}, soup=True),
         Entry(JOINT, "fused", {"strategy": "joint"}),
         Entry(FUSED, "fused"),
+        Entry(JOINT_SOUP, "fused", {"strategy": "joint", "merge.method": "linear"}, soup=True),
     )
     baselines = (PIVOT, SFT, SELF, SOUP, JOINT)
     return Table(
         "Does fusing beat the pivot, the controls, and fusing all at once?",
         entries,
-        (*((FUSED, baseline) for baseline in baselines), (JOINT, SFT), (SOUP, SFT), (SELF, SFT)),
+        (
+            *((FUSED, baseline) for baseline in baselines),
+            *((JOINT, baseline) for baseline in (SFT, SELF)),
+            *((JOINT_SOUP, baseline) for baseline in (SOUP, FUSED)),
+            *((control, SFT) for control in (SOUP, SELF)),
+        ),
     )
 
 
@@ -74,7 +81,7 @@ def _merging() -> Table:
 
     entries = (
         line("VaRM, matrix"),
-        *(line(f"VaRM, {one}", granularity=one) for one in ("model", "parameter")),
+        line("VaRM, parameter", granularity="parameter"),
         line("linear", method="linear"),
         line("task arithmetic, 0.7", method="task_arithmetic", scaling_coefficient=0.7),
         line("SLERP", method="slerp"),
@@ -97,11 +104,9 @@ def _fusing() -> Table:
         Entry(SELF, "target:maths", ALONE),
         line("MinCE, λ 0.5", 0.5),
         line("MinCE, λ 0.1", 0.1),
-        line("MinCE, λ 0.9", 0.9),
-        line("MinCE, λ 0.1, label where the pivot wins", 0.1, where_pivot_wins="label"),
+        line("MinCE, λ 0.5, label where the pivot wins", 0.5, where_pivot_wins="label"),
         line("always the better source, λ 0.5", 0.5, function="source"),
-        line("AvgCE, λ 0.5", 0.5, function="avgce"),
-        line("MinCE by token, λ 0.5", 0.5, level="token"),
+        line("MinCE, λ 0.9", 0.9),
     )
     compared = tuple((entry.label, SFT) for entry in entries[1:])
     return Table(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import evidence
-from experiments.lab import load_lab_recipe
+from experiments.lab import Entry, load_lab_recipe
 from experiments.results import Difference, Results, Row
 from experiments.tables import FUSED, PIVOT, TABLES
 from fusion_core.dialogues import load_dialogues, prepare_dialogues
@@ -71,10 +72,18 @@ def test_every_variant_is_a_valid_recipe_and_every_label_is_its_own() -> None:
     for table in TABLES.values():
         recipe = load_lab_recipe(table.part)
         for entry in table.entries:
-            with_settings(recipe, entry.settings)
+            for settings in parts(entry):
+                with_settings(recipe, settings)
         labels = [entry.label for entry in table.entries]
         assert len(set(labels)) == len(labels)
         assert {label for pair in table.compared for label in pair} <= set(labels)
+
+
+def parts(entry: Entry) -> list[dict[str, Any]]:
+    """Return the settings of an entry; those of a soup's runs and of their merge apart."""
+    merge = {name: value for name, value in entry.settings.items() if name.startswith("merge.")}
+    rest = {name: value for name, value in entry.settings.items() if name not in merge}
+    return [merge, rest] if entry.soup else [{**rest, **merge}]
 
 
 @pytest.mark.parametrize("part", ["held_out", "validation"])
