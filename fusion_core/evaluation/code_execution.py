@@ -22,6 +22,9 @@ CHILD = Path(__file__).with_name("sandbox_child.py")
 START_SECONDS = 5.0
 LARGEST_FILE_BYTES = 1 << 20
 LARGEST_REPORT_BYTES = 1 << 16
+# Of all the files that one program writes together; they lie in memory where the kernel lets it have a disk of its own.
+DISK_BYTES = 16 << 20
+DISK_FILES = 4096
 NOBODY = 65534
 OUTCOMES = ("passed", "wrong", "error", "memory limit", "stopped early")
 
@@ -46,7 +49,7 @@ class Verdict:
     detail : str
         The error's type and message, cut off.
     protections : dict
-        What held the program back on this machine: of the network, of the user's rights and of files.
+        What held the program back on this machine: of the network, of the disk, of the user's rights and of files.
     """
 
     outcome: str
@@ -85,8 +88,9 @@ def run_program(source: str, limits: Limits) -> Verdict:
     """Run one Python program in a process of its own and say how it ended.
 
     The process starts in an empty folder with an empty environment (no secrets), without site packages, in a session
-    of its own that is killed as a whole at the end. Where the kernel allows, it has no network at all and writes to its
-    folder alone; ``Verdict.protections`` says what was in force. It may start no other process or thread.
+    of its own that is killed as a whole at the end. Where the kernel allows, it has no network at all, writes to its
+    folder alone, and no more than 16 MiB in all; ``Verdict.protections`` says what was in force. It may start no other
+    process or thread.
     """
     token = secrets.token_hex(16)
     # Bytes a model wrote may hold lone surrogates, which no UTF-8 carries.
@@ -97,6 +101,8 @@ def run_program(source: str, limits: Limits) -> Verdict:
             "memory_bytes": limits.memory_bytes,
             "cpu_seconds": max(1, round(limits.seconds)),
             "file_bytes": LARGEST_FILE_BYTES,
+            "disk_bytes": DISK_BYTES,
+            "disk_files": DISK_FILES,
         },
     }
     timed_out = False

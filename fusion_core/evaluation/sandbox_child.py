@@ -16,7 +16,8 @@ from ctypes import c_int, c_uint32, c_uint64
 from typing import Any
 
 NOBODY = 65534
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 14, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS = 1, 8, 38
 CAPABILITY_VERSION, CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -67,7 +68,12 @@ def main() -> None:
 def shut_in(limits: dict[str, int]) -> dict[str, str]:
     """Give up network, identity, files and resources as far as this kernel allows, and say what was achieved."""
     kernel = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-    protections = {"network": _leave_network(kernel), "user": _become_nobody(kernel)}
+    owner = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    protections = {
+        "network": _leave_network(kernel),
+        "disk": _own_disk(kernel, owner, limits["disk_bytes"], limits["disk_files"]),
+        "user": _become_nobody(kernel),
+    }
     if kernel is not None:
         kernel.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         # When Fuseline is killed, so is this.
@@ -101,8 +107,36 @@ def _leave_network(kernel: Any) -> str:
     return "Python's sockets are blocked; this kernel grants no network namespace"
 
 
+def _own_disk(kernel: Any, owner: tuple[int, int], size: int, files: int) -> str:
+    """Put a small file system in memory over the working folder, which goes when the process does."""
+    refused = "each file is limited, their number is not; this kernel grants no file system of its own"
+    if kernel is None or kernel.unshare(CLONE_NEWNS) != 0:
+        return refused
+    user, group = owner
+    folder = os.getcwd().encode()
+    try:
+        if os.geteuid() != 0:
+            # In a user namespace of its own the process has no name yet under which it could own files.
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{user} {user} 1"),
+                ("gid_map", f"{group} {group} 1"),
+            ):
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
+    except OSError:
+        return refused
+    options = f"size={size},nr_inodes={files},mode=0700,uid={user},gid={group}".encode()
+    private = kernel.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    if private != 0 or kernel.mount(b"tmpfs", folder, b"tmpfs", MS_NOSUID | MS_NODEV, options) != 0:
+        return refused
+    os.chdir(folder)
+    return f"{size:,} bytes and {files:,} files in all"
+
+
 def _become_nobody(kernel: Any) -> str:
-    if os.geteuid() != 0:
+    if os.getresuid()[0] != 0:
+        _drop_capabilities(kernel, 0)
         return "the user who runs Fuseline"
     try:
         os.setgroups([])
@@ -115,10 +149,14 @@ def _become_nobody(kernel: Any) -> str:
         return "root, because this container cannot change users"
     if keep_reading:
         # A Python in root's home: of root's rights only that of reading stays, which Landlock then confines.
-        header = (c_uint32 * 2)(CAPABILITY_VERSION, 0)
-        rights = (c_uint32 * 6)(CAP_DAC_READ_SEARCH, CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
-        kernel.capset(header, rights)
+        _drop_capabilities(kernel, CAP_DAC_READ_SEARCH)
     return "nobody"
+
+
+def _drop_capabilities(kernel: Any, kept: int) -> None:
+    if kernel is not None:
+        header = (c_uint32 * 2)(CAPABILITY_VERSION, 0)
+        kernel.capset(header, (c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
 
 
 def _nobody_reads(folder: str) -> bool:

@@ -127,7 +127,7 @@ def test_pass_at_1_runs_the_tests(tmp_path: Path) -> None:
     assert [item.found for item in result.items] == ["passed", "wrong", "error"]
     assert result.metrics[0].name == "pass_at_1/doubles"
     assert result.metrics[0].mean == pytest.approx(1 / 3)
-    assert set(result.protections) == {"network", "user", "files", "limits"}
+    assert set(result.protections) == {"network", "disk", "user", "files", "limits"}
 
 
 def test_references_of_humaneval_and_mbpp_pass_and_nonsense_fails(shared_folder: Path) -> None:

@@ -1,6 +1,8 @@
 """The sandbox: what ends a program, what it cannot reach, and that passing means that every test has run."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -132,9 +134,56 @@ def test_what_a_program_writes_into_the_report_itself_fails_that_program_alone()
         assert run_program(source, LIMITS).outcome == "stopped early"
 
 
+def test_all_files_together_are_limited_in_size_and_number() -> None:
+    many = (
+        "for number in range({count}):\n    with open(str(number), 'wb') as file:\n        file.write(bytes({size}))\n"
+    )
+    verdict = run_program(many.format(count=64, size=1 << 20), LIMITS)
+    if "grants no file system" in verdict.protections["disk"]:
+        pytest.skip("this kernel grants no file system of its own, and the sandbox says so")
+    assert verdict.outcome == "error" and "No space left" in verdict.detail
+    verdict = run_program(many.format(count=2 * code_execution.DISK_FILES, size=0), LIMITS)
+    assert verdict.outcome == "error" and "No space left" in verdict.detail
+    assert run_program(many.format(count=8, size=1 << 20), LIMITS).passed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+def test_an_ordinary_user_is_held_back_alike(tmp_path: Path) -> None:
+    # The child as it is, started by nobody; its folder and Python must be nobody's to read.
+    source = "open('own', 'w').write('x')\nfor number in range(64):\n    open(str(number), 'wb').write(bytes(1 << 20))"
+    limits = {"memory_bytes": 1 << 29, "cpu_seconds": 5, "file_bytes": 1 << 20}
+    request = {"source": source, "token": "t", "limits": {**limits, "disk_bytes": 4 << 20, "disk_files": 64}}
+    with code_execution._empty_folder() as folder:
+        os.chown(folder, code_execution.NOBODY, code_execution.NOBODY)
+        child = folder / "child.py"
+        child.write_text(code_execution.CHILD.read_text(encoding="utf-8"), encoding="utf-8")
+        done = subprocess.run(
+            [shutil.which("python3", path="/usr/bin") or sys.executable, "-I", "-S", str(child)],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            cwd=folder,
+            user=code_execution.NOBODY,
+            group=code_execution.NOBODY,
+            extra_groups=[],
+            timeout=30,
+            check=False,
+        )
+        left = sorted(path.name for path in folder.iterdir())
+    if done.returncode != 0 and not done.stdout:
+        pytest.skip("no Python that an ordinary user may run")
+    said, outcome = (json.loads(line) for line in done.stdout.splitlines())
+    if "grants no file system" in said["protections"]["disk"]:
+        pytest.skip("this kernel grants ordinary users no file system of their own, and the sandbox says so")
+    assert outcome["outcome"] == "error" and "No space left" in outcome["detail"]
+    assert left == ["child.py"]
+
+
 def test_folders_too_deep_for_a_path_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = "import os\nfor _ in range(2500):\n    os.mkdir('d')\n    os.chdir('d')\nos.chmod('.', 0)"
+    with code_execution._empty_folder() as folder:
+        subprocess.run([sys.executable, "-c", source], cwd=folder, check=True)
+    assert list(tmp_path.iterdir()) == []
     assert run_program(source, LIMITS).outcome == "passed"
     assert list(tmp_path.iterdir()) == []
