@@ -11,9 +11,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from fusion_core.errors import StoreError
+from fusion_core.errors import FusionError, StoreError
 
 CHUNK_BYTES = 1 << 20
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Say whether an error, of whatever library, is about a disk without room."""
+    full = isinstance(error, OSError) and error.errno in FULL_DISK
+    # Libraries that are not written in Python say it in words alone.
+    return full or os.strerror(errno.ENOSPC) in str(error) or "disk is full" in str(error)
+
+
+@contextmanager
+def full_disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Turn what any library raises for want of room into a `StoreError`; ``what`` is what was going on."""
+    try:
+        yield
+    except FusionError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise StoreError(
+            f"{what} has no room left: the disk of {folder} is full; free some space there and run the same command "
+            "again, which goes on from here."
+        ) from error
 
 
 @contextmanager
@@ -22,7 +46,7 @@ def disk_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL_DISK:
             reason = "the disk is full; free some space there, or choose another place"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "this user has no permission; change the folder's owner or mode, or choose another place"

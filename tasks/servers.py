@@ -24,6 +24,16 @@ def check_servers(settings: Settings) -> None:
     check_prefect(settings)
 
 
+def is_server_away(error: BaseException) -> bool:
+    """Say whether an error, or what caused it, is that of a client whose server does not answer."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (httpx.TransportError, ConnectionError)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def check_mlflow(settings: Settings) -> None:
     """Ask MLflow's server for its health; an embedded database is not asked."""
     if settings.tracking_uri.startswith(("http://", "https://")):

@@ -16,9 +16,11 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from fusion_core.errors import FusionError
+from tasks.local_files import is_full_disk
 from tasks.progress_page import progress_page
 from tasks.publication import discard
 from tasks.server_task import on_a_server
+from tasks.servers import is_server_away
 from tasks.settings import Settings
 from tasks.store import BrokenObjectError
 from tasks.workplace import open_workplace
@@ -126,7 +128,7 @@ class PlainErrors(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, FusionError):
+        if error is not None and (isinstance(error, FusionError) or is_full_disk(error) or is_server_away(error)):
             record.exc_info = None
             record.exc_text = None
             record.msg, record.args = "%s", (str(error),)

@@ -29,6 +29,7 @@ from tasks.addresses import FUSED, ResolvedFusion
 from tasks.benchmarks import benchmark_table, read_result
 from tasks.evaluate import read_scores
 from tasks.judged import JudgedModel, copy_judged_files, judged_tables
+from tasks.local_files import full_disk_errors
 from tasks.manifest import CARD, metadata_of
 from tasks.prepare import PreparedDialogues, read_split
 from tasks.publication import Artifact
@@ -121,7 +122,8 @@ def write_summary(
         uses_gpu=default_device().type == "cuda",
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     )
-    files = _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
+    with full_disk_errors("The report", workplace.settings.home):
+        files = _write(workplace, fusion, summary, checkpoints[FUSED], fusion_run)
     copy_judged_files(fusion, judged, files.folder / "mt_bench")
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fusion_core.errors import FusionError, TrackingError, TrainingInterruptedError, first_line
+from tasks.local_files import is_full_disk
 from tasks.settings import Settings
 from tasks.system_metrics import system_metrics
 
@@ -41,6 +43,8 @@ class Tracking:
     @cached_property
     def client(self) -> MlflowClient:
         """The client; with an embedded SQLite database its first use creates the tables."""
+        # It writes the traceback of what it raises besides, and `plain_errors` makes one sentence of that.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=self.settings.tracking_uri)
 
     @cached_property
@@ -176,9 +180,12 @@ def plain_errors(settings: Settings) -> Iterator[None]:
     except FusionError:
         raise
     except Exception as error:  # MLflow's own, its server's, and those of the database under an embedded one
+        remedy = (
+            "free some space there" if is_full_disk(error) else "check MLFLOW_TRACKING_URI and that the server runs"
+        )
         raise TrackingError(
             f"MLflow at {_without_credentials(settings.tracking_uri)} refused or did not answer ({first_line(error)}); "
-            "check MLFLOW_TRACKING_URI and that the server runs."
+            f"{remedy}."
         ) from error
 
 

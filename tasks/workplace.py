@@ -15,7 +15,7 @@ from typing import Any
 from fusion_core.devices import release_memory
 from tasks.device_slots import device_slot
 from tasks.local_cache import LocalCache, open_cache
-from tasks.local_files import disk_errors
+from tasks.local_files import disk_errors, full_disk_errors
 from tasks.open_store import open_store
 from tasks.publication import Artifact, Publication, fetch_folder, find_artifact
 from tasks.run_inputs import log_datasets
@@ -93,7 +93,8 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
                     log_datasets(tracking, run, workplace.store, [made for made in read if made is not None])
                 publication = Publication(workplace.store, stage.address)
                 started = time.monotonic()
-                metadata = compute(publication, folder, run)
+                with full_disk_errors(f"The stage '{stage.kind}' of {stage.subject}", folder):
+                    metadata = compute(publication, folder, run)
                 found = publication.finish(
                     stage=stage.kind,
                     metadata={

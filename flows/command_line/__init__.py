@@ -15,8 +15,9 @@ from flows.command_line.source_commands import add_source, receiver, refusion, s
 from flows.command_line.stack_commands import down, status, up
 from flows.command_line.stage_commands import evaluate, extract, fuse, merge, prepare, train
 from flows.command_line.sweep_commands import ablate
-from fusion_core.errors import FusionError, TrainingInterruptedError
+from fusion_core.errors import FusionError, TrainingInterruptedError, first_line
 from tasks.environment import configure_libraries, home_folder
+from tasks.local_files import is_full_disk
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -74,24 +75,30 @@ def main() -> None:
     except FusionError as error:
         print(f"fuseline: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except RuntimeError as error:
-        # What Python says of a path such as ~nobody/x, wherever it is first used.
-        if "home directory" not in str(error):
+    except Exception as error:
+        sentence = _plain_sentence(error)
+        if sentence is None:
             raise
-        print("fuseline: a path begins with ~ and a user this machine does not have; correct it.", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except OSError as error:
-        # A full disk or a missing permission can end any stage; without a file's name it is no such thing.
-        if error.filename is None:
-            raise
-        print(
-            f"fuseline: {error.filename}: {error.strerror}; free the disk, correct the path or its permissions, and "
-            "run the same command again.",
-            file=sys.stderr,
-        )
+        print(f"fuseline: {sentence}.", file=sys.stderr)
         sys.exit(USER_ERROR)
     except SystemExit as stopped:
         # Typer turns Ctrl-C into this status and says nothing.
         if stopped.code == INTERRUPTED:
             print("fuseline: interrupted; run the same command again to go on from here.", file=sys.stderr)
         raise
+
+
+def _plain_sentence(error: Exception) -> str | None:
+    """Say what to do about an error of the machine or of a server, which any library may raise; None for others."""
+    from tasks.servers import is_server_away
+
+    again = "and run the same command again, which goes on from here"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        # What Python says of a path such as ~nobody/x, wherever it is first used.
+        return "a path begins with ~ and a user this machine does not have; correct it"
+    if is_server_away(error):
+        return f"a server stopped answering ({first_line(error)}); see that Prefect and MLflow run, {again}"
+    # A full disk or a missing permission can end any stage; without a file's name it is no such thing.
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; free the disk, correct the path or its permissions, {again}"
+    return f"the disk is full; free some space, {again}" if is_full_disk(error) else None
