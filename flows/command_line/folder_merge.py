@@ -37,14 +37,17 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
 
 def merge_folders(pivot: Path, targets: list[Path], spec: MergeSpec, out: Path | None) -> None:
     """Merge checkpoint folders into a new one."""
-    from fusion_core.merging import merge_checkpoints
+    from fusion_core.merging import MergeReport, merge_checkpoints
     from fusion_core.merging.card import CARD_NAME, merge_card
     from fusion_core.progress import show_progress
 
     if out is None:
         raise ConfigError("Say where the merged checkpoint goes: add --out FOLDER.")
+
+    def describe(folder: Path, report: MergeReport) -> None:
+        (folder / CARD_NAME).write_text(merge_card(report), encoding="utf-8")
+        report.save(folder)
+
     with show_progress("merge", "tensors") as progress:
-        report = merge_checkpoints(pivot, targets, out, spec, progress=progress)
-    (out / CARD_NAME).write_text(merge_card(report), encoding="utf-8")
-    report.save(out)
+        merge_checkpoints(pivot, targets, out, spec, progress=progress, complete=describe)
     print(f"merged: {out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fusion_core.errors import MergeError
 from fusion_core.merge_spec import MergeSpec
 from fusion_core.merging.checkpoint import Checkpoint
 from fusion_core.merging.method import build_method
-from fusion_core.merging.output import whole_folder
+from fusion_core.merging.output import real_output, whole_folder
 from fusion_core.merging.report import JSON_NAME, MergeReport
 from fusion_core.merging.streaming import StreamedMerge
 from fusion_core.merging.structure import check_structure
@@ -27,6 +27,7 @@ def merge_checkpoints(
     spec: MergeSpec,
     *,
     progress: Advance = ignore_progress,
+    complete: Callable[[Path, MergeReport], None] = lambda folder, report: None,
 ) -> MergeReport:
     """Merge targets that were trained from one pivot into one checkpoint folder.
 
@@ -40,6 +41,8 @@ def merge_checkpoints(
     spec : MergeSpec
     progress : callable
         Called with tensors done and tensors to do; methods that need two passes count each tensor twice.
+    complete : callable
+        Called at the end with the folder that becomes the output, to put more files into it, and the report.
 
     Returns
     -------
@@ -58,10 +61,8 @@ def merge_checkpoints(
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(closing(Checkpoint.open(Path(folder)))) for folder in (pivot, *targets)]
         check_structure(checkpoints[0], checkpoints[1:])
-        output = Path(output)
-        for folder in (pivot, *targets):
-            if Path(folder).resolve() == output.resolve():
-                raise MergeError(f"The output {output} is one of the inputs; choose another output folder.")
+        files = {entry.path for checkpoint in checkpoints for entry in checkpoint.tensors.values()}
+        output = real_output(Path(output), [Path(pivot), *map(Path, targets), *sorted(files)])
         folder = stack.enter_context(whole_folder(output))
         copy_non_weight_files(Path(pivot), folder)
         if spec.dtype is not None:
@@ -73,6 +74,7 @@ def merge_checkpoints(
             merge.statistics,
         )  # fmt: skip
         (folder / JSON_NAME).write_text(report.to_json(), encoding="utf-8")
+        complete(folder, report)
     return report
 
 

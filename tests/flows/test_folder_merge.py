@@ -85,3 +85,19 @@ def test_a_mistake_is_one_sentence(
     assert words in message
     assert len(message.strip().splitlines()) == 1
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_card_appears_with_the_merge_or_nothing_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, target: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(monkeypatch, STORIES, target, "--out", "~/merged") == 0
+    assert {"README.md", "merge_report.parquet"} <= {path.name for path in (tmp_path / "merged").iterdir()}
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fusion_core.merging.card.merge_card", fill_disk)
+    assert run(monkeypatch, STORIES, target, "--out", tmp_path / "new" / "merged") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
