@@ -57,19 +57,20 @@ class CheckpointWriter:
             used += size
         self._descriptors: list[int] = []
         self.files = _shard_names(len(shards))
-        for number, shard in enumerate(shards):
-            self._begin(number, shard)
-        if len(shards) > 1:
-            self._write_index()
+        try:
+            for number, shard in enumerate(shards):
+                self._begin(number, shard)
+            if len(shards) > 1:
+                self._write_index()
+        except BaseException:
+            # A file that stays open keeps its room on the disk after it was removed.
+            self.close()
+            raise
 
     def write(self, name: str, start_bytes: int, data: memoryview) -> None:
         """Write bytes of one tensor, beginning ``start_bytes`` into it; threads may do so at the same time."""
         place = self.places[name]
-        position = place.offset + start_bytes
-        while data:
-            written = os.pwrite(self._descriptors[place.shard], data, position)
-            data = data[written:]
-            position += written
+        _write_at(self._descriptors[place.shard], data, place.offset + start_bytes)
 
     def close(self) -> None:
         """Close the files."""
@@ -91,8 +92,9 @@ class CheckpointWriter:
             self.places[entry.name] = Place(number, 8 + len(text) + start, code, size)
         descriptor = os.open(self.folder / self.files[number], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self._descriptors.append(descriptor)
-        os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
+        # Before anything is written, so that a disk too full for the header is said in the same words.
         _reserve(descriptor, self.folder / self.files[number], 8 + len(text) + end)
+        _write_at(descriptor, memoryview(len(text).to_bytes(8, "little") + text), 0)
 
     def _write_index(self) -> None:
         index = {
@@ -101,6 +103,13 @@ class CheckpointWriter:
         }
         path = self.folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_at(descriptor: int, data: memoryview, position: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data = data[written:]
+        position += written
 
 
 def _reserve(descriptor: int, path: Path, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -46,12 +47,14 @@ def test_a_result_beyond_float32_is_refused(tmp_path: Path, stored: torch.dtype)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="room is taken at once on Linux only")
-def test_a_lack_of_room_is_said_before_anything_is_merged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [50_000, 10], ids=["weights", "header"])
+def test_a_lack_of_room_is_said_before_anything_is_merged(tmp_path: Path, limit: int) -> None:
     tensors = {"a": torch.ones(100_000)}
     folders = save_all(tmp_path, tensors, [tensors])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     steps: list[int] = []
+    open_files = len(os.listdir("/proc/self/fd"))
     try:
         with pytest.raises(MergeError, match=r"no room for the merged weights: model.safetensors needs 0.0 GB"):
             merge_checkpoints(
@@ -59,4 +62,6 @@ def test_a_lack_of_room_is_said_before_anything_is_merged(tmp_path: Path) -> Non
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    # A file that stayed open would keep its room on the disk.
+    assert len(os.listdir("/proc/self/fd")) == open_files
     assert steps == [] and not [path for path in tmp_path.iterdir() if "merged" in path.name]
