@@ -23,6 +23,14 @@ MAX_HEADER_BYTES = 100_000_000
 # How each mergeable type is held in memory; numpy has no bfloat16, so its bits stay 16-bit integers.
 FLOAT_STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Bits of an entry of every type of the format.
+ENTRY_BITS = {
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
 SAFETENSORS_NAMES = {name: code for code, name in TORCH_NAMES.items()}
 
 
@@ -83,10 +91,11 @@ class Checkpoint:
         Raises
         ------
         MergeError
-            If the folder has none, a file of the index is missing, or a file is not whole safetensors.
+            If the folder has no tensors, a file or tensor of the index is missing, or a file is not whole safetensors.
         """
         tensors: dict[str, TensorEntry] = {}
-        for path in _weight_files(folder):
+        files, names = _weight_files(folder)
+        for path in files:
             for entry in _read_header(path):
                 if entry.name in tensors:
                     raise MergeError(
@@ -94,6 +103,14 @@ class Checkpoint:
                         f"{path.name}; remove the files that are left over from another save."
                     )
                 tensors[entry.name] = entry
+        if not tensors:
+            raise MergeError(f"{folder} has no tensors in its *.safetensors; fetch or save it again.")
+        missing = [repr(name) for name in names if name not in tensors]
+        if missing:
+            raise MergeError(
+                f"{folder}: its index names the tensor {', '.join(missing[:8])}, which is in none of its files; fetch "
+                "or save it again."
+            )
         return cls(folder, tensors)
 
     def fetch(self, name: str) -> None:
@@ -117,15 +134,17 @@ class Checkpoint:
         return self._files[path]
 
 
-def _weight_files(folder: Path) -> Sequence[Path]:
+def _weight_files(folder: Path) -> tuple[Sequence[Path], list[str]]:
+    """Return a folder's files of weights, and the tensors that its index, where it has one, promises."""
     if not folder.is_dir():
         raise MergeError(f"The checkpoint folder {folder} does not exist; correct its path.")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+        return [folder / "model.safetensors"], []
     if index.is_file():
         try:
-            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            names = sorted({str(name) for name in weight_map.values()})
             if not names or any(Path(name).name != name or not name.isprintable() for name in names):
                 raise ValueError("a name in it is none of a file of this folder")
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -133,11 +152,12 @@ def _weight_files(folder: Path) -> Sequence[Path]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise MergeError(f"{folder}: its index names {', '.join(missing)}, which is not there; fetch it again.")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
+        return [folder / name for name in names], list(weight_map)
+    # Of a pipe of that name, reading would never end.
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not files:
         raise MergeError(f"{folder} has no *.safetensors; convert the weights, other formats are not read.")
-    return files
+    return files, []
 
 
 def _read_header(path: Path) -> list[TensorEntry]:
@@ -157,12 +177,15 @@ def _read_header(path: Path) -> list[TensorEntry]:
     for entry in entries:
         if entry.offset < 8 + length or entry.size_bytes < 0 or entry.offset + entry.size_bytes > file_bytes:
             raise MergeError(f"{broken}: tensor {entry.name!r} lies beyond its end; fetch or save it again.")
-        if entry.is_float and entry.size_bytes != entry.count * np.dtype(FLOAT_STORAGE[entry.dtype]).itemsize:
+        if entry.size_bytes * 8 != entry.count * ENTRY_BITS[entry.dtype]:
             raise MergeError(f"{broken}: tensor {entry.name!r} has not the bytes of its shape; save it again.")
     entries.sort(key=lambda entry: (entry.offset, entry.size_bytes))
+    # As the safetensors library has it: no byte belongs to two tensors, and none to no tensor.
     for before, after in itertools.pairwise(entries):
         if after.offset < before.offset + before.size_bytes:
             raise MergeError(f"{broken}: tensors {before.name!r} and {after.name!r} share bytes; save it again.")
+    if 8 + length + sum(entry.size_bytes for entry in entries) != file_bytes:
+        raise MergeError(f"{broken}: it holds bytes that belong to none of its tensors; fetch or save it again.")
     return entries
 
 
@@ -170,6 +193,10 @@ def _entry(name: str, record: Any, path: Path, data_start: int) -> TensorEntry:
     """Read one tensor's place; `ValueError` where it is none."""
     dtype, shape, (begin, end) = record["dtype"], tuple(record["shape"]), record["data_offsets"]
     sizes = (*shape, begin, end)
-    if not isinstance(dtype, str) or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes):
-        raise ValueError(f"{name!r} has no type, shape and place")
+    if (
+        dtype not in ENTRY_BITS
+        or not name.isprintable()
+        or any(type(size) is not int or not 0 <= size < 2**63 for size in sizes)
+    ):
+        raise ValueError(f"{name!r} is no name, or has no type, shape and place")
     return TensorEntry(name, dtype, shape, path, data_start + begin, end - begin)
