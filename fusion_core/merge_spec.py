@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -131,6 +132,8 @@ class MergeSpec(Section):
     def _usable_weights(self) -> MergeSpec:
         if self.weights is None:
             return self
+        if not math.isfinite(sum(self.weights)):
+            raise ValueError("the sum of the `weights` is infinite; give smaller ones")
         if self.t is not None:
             raise ValueError("give `t` or `weights`, not both: `t` says the second target's share alone")
         if self.method == "slerp" and (min(self.weights, default=0.0) < 0 or sum(self.weights) <= 0):

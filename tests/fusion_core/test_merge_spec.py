@@ -25,6 +25,7 @@ from fusion_core.merge_spec import USED_BY, MergeSpec
         ({"method": "slerp", "t": 0.5, "weights": [1, 1]}, "not both"),
         ({"method": "slerp", "weights": [1, -1]}, "no negative one"),
         ({"method": "linear", "weights": [1, -1]}, "sum of the `weights` is zero"),
+        ({"method": "linear", "weights": [1e308, 1e308]}, "sum of the `weights` is infinite"),
         ({"method": "linear", "weights": [1, float("nan")]}, "finite"),
         ({"method": "ties", "density": 0.0}, "greater than 0"),
         ({"max_shard_size": "5 parsecs"}, "is no size"),
