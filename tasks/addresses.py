@@ -16,6 +16,8 @@ from fusion_core.training_loop import SPEED_SETTINGS
 
 # Raise a stage's number when its code changes the bytes it makes: its address then changes, nothing stale is reused.
 ALGORITHM_VERSIONS = {"extraction": 3, "fusion": 4, "training": 1, "merge": 2, "scores": 2}
+# Of single merge methods, where theirs alone changed; the others' merges need not be computed again.
+MERGE_VERSIONS = {"sce": 3}
 
 # Settings that change speed or memory but not what is computed stay out of the addresses.
 EXTRACTION_SPEED_SETTINGS = {"batch_tokens", "placement", "processes"}
@@ -118,7 +120,9 @@ class ResolvedFusion:
 
     def merge_of(self, targets: Sequence[str]) -> str:
         """Address of the recipe's merge of any checkpoints of the pivot's structure, given by their addresses."""
-        spec = digest_of(ALGORITHM_VERSIONS["merge"], self.config.merge.model_dump(mode="json"))
+        merge = self.config.merge
+        version = MERGE_VERSIONS.get(merge.method, ALGORITHM_VERSIONS["merge"])
+        spec = digest_of(version, merge.model_dump(mode="json"))
         return f"merged/{digest_of(list(targets), self.pivot.digest)}/{spec}"
 
     def scores(self, model: ResolvedModel | str) -> str:

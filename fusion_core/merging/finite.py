@@ -40,8 +40,8 @@ def input_error(entry: TensorEntry, checkpoints: list[Checkpoint]) -> MergeError
                     "saved there is broken, train or fetch it again."
                 )
     return MergeError(
-        f"{entry.name}: the targets are so far from the pivot that squares of the difference overflow; they cannot "
-        "have been trained from it."
+        f"{entry.name}: the targets are so far from the pivot that sums of the difference overflow; they cannot have "
+        "been trained from it."
     )
 
 

@@ -21,6 +21,11 @@ CHUNK = 4096
 # Callers do not pass the typing context, which numba's own types do not know.
 intrinsic: Callable[..., Any] = extending.intrinsic
 
+# Between these, sums of a chunk's squares and products lose nothing that counts in float32; others are summed again in
+# float64, so that neither tiny nor huge deltas count as none or as infinite.
+SMALLEST_SQUARES = np.float64(2.0**-110)
+LARGEST_SQUARES = np.float64(2.0**126)
+
 # Sums may be reordered into vector lanes; NaN and infinity keep their meaning, because the engine looks for them.
 REORDER = {"reassoc", "nsz", "contract"}
 
@@ -91,6 +96,28 @@ def _dot(left_N, right_N):
 
 
 @njit(nogil=True, cache=True, fastmath=REORDER)
+def _dot_in_float64(left_N, right_N):
+    total = np.float64(0)
+    for n in range(left_N.size):
+        total += np.float64(left_N[n]) * np.float64(right_N[n])
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=REORDER)
+def _absolute_in_float64(values_N):
+    total = np.float64(0)
+    for n in range(values_N.size):
+        total += abs(np.float64(values_N[n]))
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _fits_float32(square):
+    # NaN does not.
+    return SMALLEST_SQUARES <= square <= LARGEST_SQUARES
+
+
+@njit(nogil=True, cache=True, fastmath=REORDER)
 def _begin_sum(stored_N, weight, sum_N):
     for n in range(sum_N.size):
         sum_N[n] = weight * _widen(stored_N[n])
@@ -109,19 +136,33 @@ def _store(values_N, merged_N):
 
 
 @njit(nogil=True, cache=True)
-def _add_statistics(stored_MN, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T):
+def _add_statistics(stored_MN, first, last, with_pivot, scratch_MN, squares_M, gram_MM, absolute_T, changed_T):
     pivot_N = scratch_MN[0][: last - first]
     _load(stored_MN[0][first:last], pivot_N)
+    squares_M[0] = 0
     if with_pivot:
-        gram_MM[0, 0] += _dot(pivot_N, pivot_N)
+        square = np.float64(_dot(pivot_N, pivot_N))
+        squares_M[0] = square if _fits_float32(square) else _dot_in_float64(pivot_N, pivot_N)
+        gram_MM[0, 0] += squares_M[0]
     for m in range(1, len(stored_MN)):
         delta_N = scratch_MN[m][: last - first]
         absolute, square, changed = _subtract(stored_MN[m][first:last], pivot_N, delta_N)
-        absolute_T[m - 1] += absolute
+        squares_M[m] = square
+        if changed != 0 and not _fits_float32(np.float64(square)):
+            squares_M[m] = _dot_in_float64(delta_N, delta_N)
+            absolute_T[m - 1] += _absolute_in_float64(delta_N)
+        else:
+            absolute_T[m - 1] += absolute
         changed_T[m - 1] += np.int64(changed)
-        gram_MM[m, m] += square
-        for other in range(0 if with_pivot else 1, m):
-            product = _dot(delta_N, scratch_MN[other][: last - first])
+        gram_MM[m, m] += squares_M[m]
+        for other in range(m):
+            if squares_M[m] == 0 or squares_M[other] == 0:
+                continue
+            other_N = scratch_MN[other][: last - first]
+            if _fits_float32(squares_M[m]) and _fits_float32(squares_M[other]):
+                product = np.float64(_dot(delta_N, other_N))
+            else:
+                product = _dot_in_float64(delta_N, other_N)
             gram_MM[m, other] += product
             gram_MM[other, m] += product
 
@@ -162,10 +203,11 @@ def pass_over(
     merged_N : ndarray [stop - start] or [0]
         Takes the sum of coefficient times model, rounded to its own type; not merged where it is empty.
     """
+    squares_M = np.zeros(len(stored_MN))
     for first in range(start, stop, CHUNK):
         last = min(first + CHUNK, stop)
         if with_sums:
-            _add_statistics(stored_MN, first, last, with_pivot, scratch_MN, gram_MM, absolute_T, changed_T)
+            _add_statistics(stored_MN, first, last, with_pivot, scratch_MN, squares_M, gram_MM, absolute_T, changed_T)
         if merged_N.size:
             part_N = merged_N[first - start : last - start]
             _merge(stored_MN, first, last, coefficients_M, scratch_MN[0][: last - first], part_N)

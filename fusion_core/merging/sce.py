@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,12 +21,17 @@ def build(spec: MergeSpec, targets: int) -> EntryMethod:
     return Sce(spec.select_top_k)
 
 
+# Mean squares of deltas outside of these are scaled before float32 squares are taken of them.
+SMALLEST_SQUARE, LARGEST_SQUARE = 2.0**-60, 2.0**60
+
+
 @dataclass(frozen=True)
 class Selected:
-    """What was selected of a tensor (None: everything), and the weights [T] calculated from it."""
+    """What was selected of a tensor (None: everything), by variances of deltas times ``scale``, and the weights [T]."""
 
     cutoff: Cutoff | None
     weights: np.ndarray
+    scale: float = 1.0
 
 
 class Sce(EntryMethod):
@@ -52,17 +59,18 @@ class Sce(EntryMethod):
     def prepare(self, values: TensorValues, statistics: DeltaStatistics) -> Selected:
         """Select, and calculate the weights."""
         cutoff = None
+        scale = _scale(statistics)
         if self.select_top_k < 1.0 and values.targets > 1 and values.entry.count > 0:
-            cutoff = self._select(values)
+            cutoff = self._select(values, scale)
         if cutoff is None:
             return Selected(None, _shares(statistics.squares))
-        squares = values.map_blocks(lambda start, stop: _selected_squares(values, cutoff, start, stop))
-        return Selected(cutoff, _shares(np.sum(squares, axis=0)))
+        squares = values.map_blocks(lambda start, stop: _selected_squares(values, cutoff, scale, start, stop))
+        return Selected(cutoff, _shares(np.sum(squares, axis=0)), scale)
 
     def merge(self, pivot_N: torch.Tensor, deltas_TN: torch.Tensor, prepared: Selected, start: int) -> torch.Tensor:
         """Drop what was not selected, erase minorities and add the rest."""
         if prepared.cutoff is not None:
-            prepared.cutoff.apply(_variance(deltas_TN)[0], start, deltas_TN)
+            prepared.cutoff.apply(_variance(deltas_TN, prepared.scale)[0], start, deltas_TN)
         direction_N = deltas_TN.sum(dim=0).sign_()
         # Masks as numbers: products of bool and float tensors are many times slower.
         sign_TN = deltas_TN.sign()
@@ -78,34 +86,51 @@ class Sce(EntryMethod):
         """Return the weights of the matrix."""
         return prepared.weights
 
-    def _select(self, values: TensorValues) -> Cutoff | None:
-        (cutoff,) = select_largest(values, _variance, [share_of(values.entry.count, self.select_top_k)])
+    def _select(self, values: TensorValues, scale: float) -> Cutoff | None:
+        score = partial(_variance, scale=scale)
+        (cutoff,) = select_largest(values, score, [share_of(values.entry.count, self.select_top_k)])
         if cutoff.value > 0:
             return cutoff
         # Fewer entries vary than may be selected: take those, and everything where none does.
         varying = Cutoff(0.0, 0, cutoff.starts, cutoff.ties_before)
-        return varying if any(values.map_blocks(lambda start, stop: _varies(values, start, stop))) else None
+        return varying if any(values.map_blocks(lambda start, stop: _varies(values, scale, start, stop))) else None
 
 
-def _variance(deltas_TN: torch.Tensor) -> torch.Tensor:
-    # From the first target, so that it is exactly zero where all agree.
+def _scale(statistics: DeltaStatistics) -> float:
+    """Return a power of two that keeps squares of the deltas within float32: one for all but tiny or huge deltas."""
+    mean_square = float(statistics.squares.sum()) / max(statistics.count, 1)
+    if mean_square == 0 or SMALLEST_SQUARE <= mean_square <= LARGEST_SQUARE:
+        return 1.0
+    return 2.0 ** min(-round(math.log2(mean_square) / 2), 126)
+
+
+def _variance(deltas_TN: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the variances [1, N] over the targets, times T squared and ``scale`` squared."""
+    # From the first target, so that it is exactly zero where all agree; without a division, so that deltas of few bits,
+    # as those of bf16 are, tie exactly.
     apart_TN = deltas_TN - deltas_TN[0]
-    return apart_TN.sub_(apart_TN.mean(dim=0)).square_().mean(dim=0, keepdim=True)
+    if scale != 1.0:
+        apart_TN.mul_(scale)
+    total_N = apart_TN.sum(dim=0)
+    return apart_TN.square_().sum(dim=0).mul_(len(deltas_TN)).sub_(total_N.square_())[None]
 
 
-def _varies(values: TensorValues, start: int, stop: int) -> bool:
+def _varies(values: TensorValues, scale: float, start: int, stop: int) -> bool:
     return any(
-        bool((_variance(values.pivot_and_deltas(first, last)[1]) > 0).any())
+        bool((_variance(values.pivot_and_deltas(first, last)[1], scale) > 0).any())
         for first, last in values.chunks(start, stop)
     )
 
 
-def _selected_squares(values: TensorValues, cutoff: Cutoff, start: int, stop: int) -> np.ndarray:
+def _selected_squares(values: TensorValues, cutoff: Cutoff, scale: float, start: int, stop: int) -> np.ndarray:
     squares_T = np.zeros(values.targets)
     for first, last in values.chunks(start, stop):
         _, deltas_TN = values.pivot_and_deltas(first, last)
-        cutoff.apply(_variance(deltas_TN)[0], first, deltas_TN)
-        squares_T += deltas_TN.square().sum(dim=1, dtype=torch.float64).cpu().numpy()
+        cutoff.apply(_variance(deltas_TN, scale)[0], first, deltas_TN)
+        if scale != 1.0:
+            # Of shares, the scale is without effect.
+            deltas_TN.mul_(scale)
+        squares_T += deltas_TN.square_().sum(dim=1, dtype=torch.float64).cpu().numpy()
     return squares_T
 
 

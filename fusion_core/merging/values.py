@@ -106,9 +106,10 @@ class TensorValues:
             return
         for first, last in self.chunks(start, stop):
             pivot_N, deltas_TN = self.pivot_and_deltas(first, last)
-            rows_MN = torch.cat([pivot_N[None] if with_pivot else torch.zeros_like(pivot_N)[None], deltas_TN])
-            sums.gram[:] += (rows_MN @ rows_MN.T).double().cpu().numpy()
-            sums.absolute[:] += deltas_TN.abs().sum(dim=1).double().cpu().numpy()
+            # Squares of tiny and huge deltas are beyond float32.
+            rows_MN = torch.cat([pivot_N[None] if with_pivot else torch.zeros_like(pivot_N)[None], deltas_TN]).double()
+            sums.gram[:] += (rows_MN @ rows_MN.T).cpu().numpy()
+            sums.absolute[:] += rows_MN[1:].abs().sum(dim=1).cpu().numpy()
             sums.changed[:] += (deltas_TN != 0).sum(dim=1).cpu().numpy()
 
     def weighted_sum(

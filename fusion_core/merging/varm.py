@@ -44,8 +44,10 @@ class Varm(WeightedMethod):
             return Weights(np.full(len(change_T), 1 / len(change_T)), pivot=0.0)
         weights_T = change_T / total
         if self.temperature is not None:
-            scores_T = weights_T * len(weights_T) / self.temperature
-            weights_T = np.exp(scores_T - scores_T.max())
+            # Below the largest, so that a tiny temperature gives minus infinity, whose exponential is zero.
+            below_T = (weights_T - weights_T.max()) * len(weights_T)
+            with np.errstate(over="ignore"):
+                weights_T = np.exp(below_T / self.temperature)
             weights_T /= weights_T.sum()
         return Weights(weights_T, pivot=0.0)
 

@@ -165,6 +165,17 @@ def test_sce_moves_no_more_than_it_selects(tmp_path: Path) -> None:
     assert (merged["model.embed_tokens.weight"] != pivot["model.embed_tokens.weight"]).any()
 
 
+def test_sce_takes_the_first_of_entries_that_differ_by_as_much(tmp_path: Path) -> None:
+    # Every entry holds the same deltas in another order: equal variances, although a fifth is no binary number.
+    orders = torch.stack([torch.roll(torch.tensor([-2.0, 1.0, 0.0, 2.0, 7.0]), shift) for shift in range(5)])
+    deltas = orders.repeat(200, 1).T * 2.0**-8
+    pivot = {"w": torch.zeros(1000).bfloat16()}
+    targets = [{"w": delta.contiguous().bfloat16()} for delta in deltas]
+    spec = MergeSpec(method="sce", select_top_k=0.5)
+    merge_checkpoints(*save_all(tmp_path, pivot, targets), tmp_path / "merged", spec)
+    assert torch.nonzero(load(tmp_path / "merged")["w"])[:, 0].tolist() == list(range(500))
+
+
 def test_dare_keeps_the_share_and_the_mean(tmp_path: Path) -> None:
     pivot = {"w": torch.zeros(200_000), "v": torch.zeros(200_000)}
     targets = [{"w": torch.ones(200_000), "v": torch.ones(200_000)}] * 2
