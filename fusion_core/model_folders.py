@@ -68,7 +68,7 @@ def set_config_dtype(folder: Path, dtype: str) -> None:
         return
     try:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise MergeError(f"{path} is not JSON ({first_line(error)}); fetch or save it again.") from error
     # Checkpoints written before transformers 5 say torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
