@@ -100,6 +100,10 @@ class Settings(BaseSettings):
             variable = field if field.isupper() else PREFIX + field.upper()
             reason = problem["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{variable} cannot be used: {reason}.") from None
+        except OverflowError:
+            raise ConfigError(
+                "A FUSELINE_ variable holds a number that is too large for any machine; correct it."
+            ) from None
 
     @field_validator("store")
     @classmethod
@@ -136,13 +140,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_folders(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = dict(values)
-        home = Path(values.get("home") or ".fuseline").expanduser().absolute()
+        home = _absolute(values.get("home") or ".fuseline")
         values["home"] = home
         store = str(values.get("store") or home / "store")
-        values["store"] = store if ":" in store else str(Path(store).expanduser().absolute())
+        values["store"] = store if ":" in store else str(_absolute(store))
         if values.get("recipes"):
-            values["recipes"] = Path(values["recipes"]).expanduser().absolute()
-        values["cache_dir"] = Path(values.get("cache_dir") or home / "cache").expanduser().absolute()
+            values["recipes"] = _absolute(values["recipes"])
+        values["cache_dir"] = _absolute(values.get("cache_dir") or home / "cache")
         return values
 
     @property
@@ -159,6 +163,13 @@ class Settings(BaseSettings):
     def tracking_artifacts(self) -> Path:
         """Folder of MLflow's artifacts when MLflow is embedded."""
         return self.home / "mlartifacts"
+
+
+def _absolute(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("a path begins with ~ and a user this machine does not have") from None
 
 
 def split_s3_address(address: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from fusion_core.config import FusionConfig
 from fusion_core.merging.mergekit import read_mergekit_config
 from fusion_core.recipes import parse_recipe, read_mapping, recipe_yaml
 from fusion_core.sweeps import LARGEST_NUMBER_OF_CELLS, expand, load_sweep
-from tests.fuzz.fuzzing import counts, fuzz, fuzz_values, json_values, mutated_bytes, mutated_value, nasty
+from tasks.settings import Settings
+from tests.fuzz.fuzzing import (
+    counts,
+    fuzz,
+    fuzz_values,
+    json_values,
+    mutated_bytes,
+    mutated_value,
+    nasty,
+    nasty_text,
+)
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes").glob("*.yaml"))
 SWEEP = {
@@ -141,6 +152,44 @@ def test_aliases_in_mergekits_file_are_not_unfolded(tmp_path: Path) -> None:
     path.write_text(f"a0: &a0 [x]\n{lists}\nmerge_method: *a39\n", encoding="utf-8")
     with pytest.raises(MergeError, match="aliases"):
         read_mergekit_config(path)
+
+
+VARIABLES = {
+    "FUSELINE_HOME": "home",
+    "FUSELINE_STORE": "s3://bucket/prefix",
+    "FUSELINE_S3_ENDPOINT_URL": "http://127.0.0.1:8333",
+    "FUSELINE_CACHE_SIZE": "10GiB",
+    "FUSELINE_TASK_GPUS": "0.5",
+    "FUSELINE_TASK_WORKERS": "2",
+    "FUSELINE_TASK_RUNNER": "threads",
+    "FUSELINE_PRICE_PER_HOUR": "2.5",
+}
+
+
+@counts
+def test_variables_of_the_place(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def make(rng: random.Random) -> dict[str, str]:
+        changed = {name: value for name, value in VARIABLES.items() if rng.random() < 0.8}
+        for name in rng.sample(list(VARIABLES), rng.choice((0, 1, 1, 2))):
+            value = nasty_text(rng) + rng.choice(("", "", "GiB", "/x", "://x"))
+            changed[name] = value.replace("\0", "").encode("utf-8", "replace").decode()[:20_000]
+        return changed
+
+    def read(variables: dict[str, str]) -> None:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        settings = Settings()
+        assert 0 <= settings.task_gpus <= 1024 and settings.cache_size > 0
+        assert settings.home.is_absolute() and settings.tracking_uri
+
+    try:
+        fuzz(count, make, read, tmp_path)
+    finally:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
 
 
 @counts
