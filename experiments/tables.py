@@ -84,7 +84,6 @@ def _merging() -> Table:
         line("VaRM, parameter", granularity="parameter"),
         line("linear", method="linear"),
         line("task arithmetic, 0.7", method="task_arithmetic", scaling_coefficient=0.7),
-        line("SLERP", method="slerp"),
         line("TIES, density 0.2", method="ties", density=0.2),
         line("DARE, density 0.1", method="dare", density=0.1, weights=(0.5, 0.5)),
         line("SCE, all entries", method="sce"),
