@@ -1,4 +1,4 @@
-"""Writes the figures of `results/` into docs/evidence.md and the README, so that no number there is typed by hand.
+"""Writes the figures of `results/` into docs/evidence.md and the README, and draws the plots: no number is typed by hand.
 
     python -m experiments.evidence
 
@@ -11,12 +11,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.coverage import AlignmentResults
 from experiments.results import Difference, Results, summary
 from experiments.tables import FUSED, PIVOT
-from fusion_core.report.sweep_table import OVERALL, as_markdown
+from fusion_core.report.sweep_table import OVERALL, as_markdown, plot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
+PLOTS = ROOT / "docs" / "plots"
+DRAWN = ("table1",)
 PAGES = (ROOT / "docs" / "evidence.md", ROOT / "README.md")
 BLOCK = re.compile(r"<!-- figures ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
 
@@ -24,6 +27,11 @@ BLOCK = re.compile(r"<!-- figures ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
 def load(name: str) -> Results:
     """Read one table's committed results."""
     return Results.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load_alignments(name: str) -> AlignmentResults:
+    """Read the committed results of the alignments."""
+    return AlignmentResults.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def scores(results: Results) -> str:
@@ -93,6 +101,28 @@ def _bold(text: str, is_certain: bool) -> str:
     return f"**{text}**" if is_certain else text
 
 
+def alignments(results: AlignmentResults) -> str:
+    """Every way of alignment: what it covers, what of the source's mass it keeps, and what the next token gets."""
+    sources = list(dict.fromkeys(row.source for row in results.rows))
+    lines = [
+        "| alignment | " + " | ".join(f"{one}: covered | mass kept | next token" for one in sources) + " |",
+        "|---|" + "---:|" * 3 * len(sources),
+    ]
+    for label in dict.fromkeys(row.label for row in results.rows):
+        rows = {row.source: row for row in results.rows if row.label == label}
+        shown = [f"{rows[one].covered:.3f} | {rows[one].mass_kept:.3f} | {rows[one].gold:.3f}" for one in sources]
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def draw(results: Results) -> None:
+    """Draw a table's trained models and the pivot; sources lie far outside and stand in the table alone."""
+    given = {row.label for row in results.rows if row.seed is None} - {PIVOT}
+    cells = {label: one for label, one in summary(results).items() if label not in given}
+    PLOTS.mkdir(exist_ok=True)
+    plot(cells, results.question).savefig(PLOTS / f"{results.table}.png", dpi=90, metadata={"Software": None})
+
+
 FORMS: dict[str, Callable[[Results], str]] = {"scores": scores, "compared": compared, "headline": headline}
 
 
@@ -101,7 +131,8 @@ def with_figures(page: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         table, form = match[1].split()
-        return f"<!-- figures {match[1]} -->\n\n{FORMS[form](load(table))}\n\n<!-- end -->"
+        figures = alignments(load_alignments(table)) if form == "alignments" else FORMS[form](load(table))
+        return f"<!-- figures {match[1]} -->\n\n{figures}\n\n<!-- end -->"
 
     return BLOCK.sub(fill, page)
 
@@ -109,6 +140,8 @@ def with_figures(page: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(with_figures(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in DRAWN:
+        draw(load(name))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from experiments.results import Key, Results, Row, differences, gather, summary
 from experiments.tables import TABLES, Table
 from fusion_core.errors import FusionError, TrackingError
 from fusion_core.evaluation.held_out_scores import HeldOutScores
-from fusion_core.report.sweep_table import as_markdown, plot
+from fusion_core.report.sweep_table import as_markdown
 from tasks.code_version import code_version
 from tasks.tracking import Tracking
 from tasks.workplace import open_workplace
@@ -89,17 +89,16 @@ def collect(
 
 
 def write(results: Results, output: Path) -> None:
-    """Write a table's figures and its plot."""
+    """Write a table's figures."""
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{results.table}.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    plot(summary(results), results.question).savefig(output / f"{results.table}.png", dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES, help="which table; experiments/README.md says what each asks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="values of training.seed")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for figures and plots")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
     arguments = parser.parse_args()
     try:
         results = measure(arguments.table, TABLES[arguments.table], arguments.seeds, arguments.out)
