@@ -16,7 +16,7 @@ from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.errors import FusionError
 from tasks.open_store import open_store
 from tasks.servers import check_mlflow, check_prefect
-from tasks.settings import Settings
+from tasks.settings import Settings, without_credentials
 from tasks.tracking import Tracking, plain_errors
 
 LOW_DISK_BYTES = 20 * 2**30
@@ -101,9 +101,11 @@ def _mlflow(settings: Settings) -> str:
     check_mlflow(settings)
     with plain_errors(settings):
         Tracking(settings, "fuseline").client.search_experiments(max_results=1)
-    return settings.mlflow_tracking_uri or f"embedded at {settings.home / 'mlflow.db'}"
+    return settings.shown_tracking_uri if settings.mlflow_tracking_uri else f"embedded at {settings.home / 'mlflow.db'}"
 
 
 def _prefect(settings: Settings) -> str:
     check_prefect(settings)
-    return settings.prefect_api_url or "ephemeral server, started with each run (PREFECT_API_URL is not set)"
+    if not settings.prefect_api_url:
+        return "ephemeral server, started with each run (PREFECT_API_URL is not set)"
+    return without_credentials(settings.prefect_api_url, settings.prefect_api_url)

@@ -46,7 +46,7 @@ def show_fusion_result(fusion: ResolvedFusion, files: RunFiles, run: str | None)
     link = report.as_uri()
     if run is not None and settings.tracking_uri.startswith("http"):
         experiment = open_workplace().tracking(fusion.config.registry.experiment).experiment_id
-        link = f"{settings.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}/artifacts"
+        link = f"{settings.shown_tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}/artifacts"
     create_link_artifact(
         link,
         key=artifact_key(f"{name}-report"),

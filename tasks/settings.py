@@ -160,6 +160,11 @@ class Settings(BaseSettings):
         return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
 
     @property
+    def shown_tracking_uri(self) -> str:
+        """The tracking address as people may see it: without a password that it carries."""
+        return without_credentials(self.tracking_uri, self.tracking_uri)
+
+    @property
     def tracking_artifacts(self) -> Path:
         """Folder of MLflow's artifacts when MLflow is embedded."""
         return self.home / "mlartifacts"
@@ -170,6 +175,12 @@ def _absolute(path: str | Path) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError:
         raise ValueError("a path begins with ~ and a user this machine does not have") from None
+
+
+def without_credentials(text: str, address: str) -> str:
+    """Take user and password of an address out of a text that quotes it."""
+    user, at, _ = urlsplit(address).netloc.rpartition("@")
+    return text.replace(f"{user}@", "") if at else text
 
 
 def split_s3_address(address: str) -> tuple[str, str]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -20,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from fusion_core.errors import FusionError, TrackingError, TrainingInterruptedError, first_line
 from tasks.local_files import is_full_disk
-from tasks.settings import Settings
+from tasks.settings import Settings, without_credentials
 from tasks.system_metrics import system_metrics
 
 METRICS_IN_ONE_CALL = 900
@@ -183,9 +182,10 @@ def plain_errors(settings: Settings) -> Iterator[None]:
         remedy = (
             "free some space there" if is_full_disk(error) else "check MLFLOW_TRACKING_URI and that the server runs"
         )
+        # MLflow's own message quotes the address that it asked.
+        said = without_credentials(first_line(error), settings.tracking_uri)
         raise TrackingError(
-            f"MLflow at {_without_credentials(settings.tracking_uri)} refused or did not answer ({first_line(error)}); "
-            f"{remedy}."
+            f"MLflow at {settings.shown_tracking_uri} refused or did not answer ({said}); {remedy}."
         ) from error
 
 
@@ -194,11 +194,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
-
-
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
 
 
 def clean(key: str) -> str:

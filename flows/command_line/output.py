@@ -35,7 +35,7 @@ def print_result(result: FusionResult) -> None:
 
 def _mlflow_hint(settings: Settings) -> str:
     if settings.tracking_uri.startswith("http"):
-        return settings.tracking_uri
+        return settings.shown_tracking_uri
     # The program of this environment, which need not be on the user's path.
     program = Path(sys.executable).with_name("mlflow")
-    return f"{program} ui --backend-store-uri {settings.tracking_uri} (then open http://127.0.0.1:5000)"
+    return f"{program} ui --backend-store-uri {settings.shown_tracking_uri} (then open http://127.0.0.1:5000)"

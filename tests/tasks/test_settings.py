@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fusion_core.errors import ConfigError
+from flows.command_line.output import _mlflow_hint
+from fusion_core.errors import ConfigError, TrackingError
+from tasks import doctor
 from tasks.settings import Settings
+from tasks.tracking import plain_errors
 
 
 def test_settings_default_to_everything_embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,6 +39,21 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert settings.cache_folder == tmp_path / "fast"
     assert settings.cache_size == 2 * 2**30
     assert settings.tracking_uri == "http://mlflow:5000"
+
+
+def test_a_password_in_an_address_is_used_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:my-secret@mlflow:5000/a")
+    monkeypatch.setenv("FUSELINE_HOME", str(tmp_path))
+    settings = Settings()
+    assert settings.tracking_uri == "https://ada:my-secret@mlflow:5000/a"
+    assert settings.shown_tracking_uri == "https://mlflow:5000/a"
+    with pytest.raises(TrackingError) as error, plain_errors(settings):
+        raise ValueError(f"API request to {settings.tracking_uri}/api failed")
+    assert "my-secret" not in str(error.value) and "https://mlflow:5000/a/api" in str(error.value)
+    assert _mlflow_hint(settings) == "https://mlflow:5000/a"
+    monkeypatch.setattr("tasks.doctor.check_prefect", lambda _: None)
+    monkeypatch.setenv("PREFECT_API_URL", "http://ada:my-secret@prefect:4200/api")
+    assert doctor._prefect(Settings()) == "http://prefect:4200/api"
 
 
 @pytest.mark.parametrize(
