@@ -1,8 +1,8 @@
-"""Writes the figures of `results/` into docs/evidence.md and the README, and draws the plots: no number is typed by hand.
+"""Writes the figures of `results/` into docs/evidence.md and the README, and draws its plots: nothing is typed by hand.
 
     python -m experiments.evidence
 
-Between `<!-- figures NAME -->` and `<!-- end -->` a page holds what FIGURES makes of a table's results.
+Between `<!-- figures NAME -->` and `<!-- end -->` a page holds what FORMS makes of a table's results.
 """
 
 from __future__ import annotations
