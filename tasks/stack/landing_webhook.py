@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlflow.entities.webhook import Webhook, WebhookEvent
+from mlflow.entities.webhook import Webhook, WebhookEvent, WebhookEventStr
 from mlflow.tracking import MlflowClient
 
 from fusion_core.errors import ConfigError
@@ -10,7 +10,7 @@ from tasks.settings import Settings
 from tasks.tracking import plain_errors
 
 NAME = "fuseline-landed-sources"
-EVENTS = ("model_version.created", "model_version_tag.set")
+EVENTS: tuple[WebhookEventStr, ...] = ("model_version.created", "model_version_tag.set")
 
 
 def create_landing_webhook(settings: Settings, receiver_url: str) -> None:
@@ -33,7 +33,7 @@ def create_landing_webhook(settings: Settings, receiver_url: str) -> None:
     if settings.webhook_secret is None:
         raise ConfigError("MLflow's webhook needs a secret; set FUSELINE_WEBHOOK_SECRET, for the receiver too.")
     secret, url = settings.webhook_secret.get_secret_value(), f"{receiver_url}/mlflow"
-    events = [WebhookEvent.from_str(event) for event in EVENTS]
+    events: list[WebhookEventStr | WebhookEvent] = [WebhookEvent.from_str(event) for event in EVENTS]
     client = MlflowClient(settings.tracking_uri)
     with plain_errors(settings):
         known = [webhook for webhook in _all_webhooks(client) if webhook.name == NAME]

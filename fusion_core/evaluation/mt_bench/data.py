@@ -57,9 +57,9 @@ class JudgePrompt:
         """Fill in the template, and put the system prompt in front."""
         try:
             # Plain fields only: attributes, indices and widths in a template of somebody else's reach beyond them.
-            parts = [part[1:] for part in string.Formatter().parse(self.template) if part[1] is not None]
-            if any(spec or conversion or not name.isidentifier() for name, spec, conversion in parts):
-                raise ValueError("a field in it is more than a name in braces")
+            for _, name, spec, conversion in string.Formatter().parse(self.template):
+                if name is not None and (spec or conversion or not name.isidentifier()):
+                    raise ValueError("a field in it is more than a name in braces")
             user = self.template.format(**fields)
         except (LookupError, ValueError) as error:
             raise EvaluationError(
