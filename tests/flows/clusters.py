@@ -32,7 +32,8 @@ def prefect_server_of_its_own(folder: Path) -> Iterator[str]:
 def run(recipe: Path, home: Path, **settings: str) -> Path:
     """Fuse with a home of its own and return the merged checkpoint's folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FUSELINE_", "PREFECT_"))}
-    environment = {**kept, "FUSELINE_HOME": str(home), "PYTHONPATH": str(PROJECT), **settings}
+    # Dask lets its workers have one thread each, and this process with them; sums depend on how many there are.
+    environment = {**kept, "OMP_NUM_THREADS": "1", "FUSELINE_HOME": str(home), "PYTHONPATH": str(PROJECT), **settings}
     done = subprocess.run(
         [*COMMAND, "run", str(recipe)], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
