@@ -50,6 +50,8 @@ class AlignmentRow(Record):
         Share of the source's stored mass that arrives there.
     gold : float
         Mean probability of the pivot's next token in what arrives; 0 where nothing does.
+    won : float
+        Share of the dialogues that the source predicts better than the pivot.
     run : str
         The MLflow run that aligned.
     """
@@ -59,6 +61,7 @@ class AlignmentRow(Record):
     covered: float
     mass_kept: float
     gold: float
+    won: float
     run: str
 
 
@@ -102,6 +105,7 @@ def measure(lab: Lab) -> AlignmentResults:
                     covered=1.0 - counts.fallen_back_share,
                     mass_kept=counts.mass_kept,
                     gold=float(np.average([gold_probability(shard) for shard in shards], weights=weights)),
+                    won=counts.dialogues_won / counts.dialogues,
                     run=computed_by(fused),
                 )
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.coverage import AlignmentResults
 from experiments.results import Difference, Results, summary
-from experiments.tables import FUSED, PIVOT
+from experiments.tables import FUSED, JOINT, JOINT_SOUP, PIVOT, SELF, SFT, SOUP
 from fusion_core.report.sweep_table import OVERALL, as_markdown, plot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,11 @@ RESULTS = ROOT / "experiments" / "results"
 PLOTS = ROOT / "docs" / "plots"
 DRAWN = ("table1",)
 PAGES = (ROOT / "docs" / "evidence.md", ROOT / "README.md")
+HEADLINE = (
+    *((FUSED, one) for one in (PIVOT, SFT, SELF, SOUP)),
+    *((JOINT, one) for one in (PIVOT, SFT, SELF)),
+    (JOINT_SOUP, SOUP),
+)
 BLOCK = re.compile(r"<!-- figures ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
 
 
@@ -58,26 +63,26 @@ def compared(results: Results) -> str:
 
 
 def headline(results: Results) -> str:
-    """What the fused model gains over each rival, in percent of the rival's nats per byte."""
+    """The differences that a user asks for first, in percent of the second model's nats per byte."""
     cells = summary(results)
+    means = {(one.label, one.baseline): one for one in results.differences if one.domain == OVERALL}
     lines = [
-        "| fused model against | nats per byte, mean of the domains | over seeds | over dialogues |",
+        "| nats per byte, mean of the domains | difference | over seeds | over dialogues |",
         "|---|---:|---:|---:|",
     ]
-    for one in results.differences:
-        if one.label == FUSED and one.domain == OVERALL:
-            rival = cells[one.baseline][OVERALL].mean
-            low, high = (None, None) if one.seeds.low is None else (one.seeds.low / rival, one.seeds.high / rival)
-            over_seeds = "one seed" if low is None else f"{100 * low:+.1f} to {100 * high:+.1f} %"
+    for pair in HEADLINE:
+        if pair in means:
+            one, rival = means[pair], cells[pair[1]][OVERALL].mean
+            seeds = _percent(rival, one.seeds.low, one.seeds.high)
             lines.append(
-                f"| {_name(one.baseline)} | {100 * one.seeds.mean / rival:+.1f} % | {over_seeds} | "
-                f"{100 * one.low / rival:+.1f} to {100 * one.high / rival:+.1f} % |"
+                f"| {pair[0]} against {pair[1]} | {100 * one.seeds.mean / rival:+.1f} % | {seeds} | "
+                f"{_percent(rival, one.low, one.high)} |"
             )
     return "\n".join(lines)
 
 
-def _name(label: str) -> str:
-    return f"the {label}" if label == PIVOT else label
+def _percent(of: float, low: float | None, high: float | None) -> str:
+    return "one seed" if low is None or high is None else f"{100 * low / of:+.1f} to {100 * high / of:+.1f} %"
 
 
 def _certain(one: Difference) -> bool:
@@ -105,12 +110,13 @@ def alignments(results: AlignmentResults) -> str:
     """Every way of alignment: what it covers, what of the source's mass it keeps, and what the next token gets."""
     sources = list(dict.fromkeys(row.source for row in results.rows))
     lines = [
-        "| alignment | " + " | ".join(f"{one}: covered | mass kept | next token" for one in sources) + " |",
-        "|---|" + "---:|" * 3 * len(sources),
+        "| alignment | " + " | ".join(f"{one}: covered | mass kept | next token | won" for one in sources) + " |",
+        "|---|" + "---:|" * 4 * len(sources),
     ]
     for label in dict.fromkeys(row.label for row in results.rows):
         rows = {row.source: row for row in results.rows if row.label == label}
-        shown = [f"{rows[one].covered:.3f} | {rows[one].mass_kept:.3f} | {rows[one].gold:.3f}" for one in sources]
+        each = [rows[one] for one in sources]
+        shown = [f"{one.covered:.3f} | {one.mass_kept:.3f} | {one.gold:.3f} | {one.won:.2f}" for one in each]
         lines.append(f"| {label} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

@@ -68,7 +68,7 @@ def _main() -> Table:
         entries,
         (
             *((FUSED, baseline) for baseline in baselines),
-            *((JOINT, baseline) for baseline in (SFT, SELF)),
+            *((JOINT, baseline) for baseline in (PIVOT, SFT, SELF)),
             *((JOINT_SOUP, baseline) for baseline in (SOUP, FUSED)),
             *((control, SFT) for control in (SOUP, SELF)),
         ),
@@ -103,9 +103,8 @@ def _fusing() -> Table:
         Entry(SELF, "target:maths", ALONE),
         line("MinCE, λ 0.5", 0.5),
         line("MinCE, λ 0.1", 0.1),
-        line("MinCE, λ 0.5, label where the pivot wins", 0.5, where_pivot_wins="label"),
-        line("always the better source, λ 0.5", 0.5, function="source"),
         line("MinCE, λ 0.9", 0.9),
+        line("MinCE, λ 0.5, label where the pivot wins", 0.5, where_pivot_wins="label"),
     )
     compared = tuple((entry.label, SFT) for entry in entries[1:])
     return Table(

@@ -58,7 +58,7 @@ def test_a_difference_is_bold_only_where_both_intervals_leave_zero_out() -> None
 
 def test_the_headline_is_in_percent_of_the_rival() -> None:
     shown = evidence.headline(results(difference("mean", -0.1, 0.02, -0.11, -0.09)))
-    assert shown.splitlines()[2] == f"| the {PIVOT} | -20.0 % | -24.0 to -16.0 % | -22.0 to -18.0 % |"
+    assert shown.splitlines()[2] == f"| {FUSED} against {PIVOT} | -20.0 % | -24.0 to -16.0 % | -22.0 to -18.0 % |"
 
 
 @pytest.mark.parametrize("page", evidence.PAGES, ids=lambda page: page.name)
