@@ -261,9 +261,13 @@ class RawServer:
             with connection:
                 connection.settimeout(2)
                 try:
-                    head = b""
-                    while b"\r\n\r\n" not in head:
-                        head += connection.recv(65536)
+                    request = connection.makefile("rb")
+                    length = 0
+                    while (line := request.readline()).strip():
+                        name, _, value = line.partition(b":")
+                        length = int(value) if name.lower() == b"content-length" else length
+                    # What is left unread would reset the connection, and the answer with it.
+                    request.read(length)
                     connection.sendall(self.answer)
                 except OSError:
                     pass

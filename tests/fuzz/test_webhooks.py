@@ -137,7 +137,7 @@ def test_any_bytes_as_a_request(count: int, server: Server, tmp_path: Path) -> N
     valid = b"POST /mlflow HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
     def read(content: bytes) -> None:
-        with socket.create_connection(server.address, timeout=5) as connection:
+        with socket.create_connection(server.address, timeout=0.5) as connection:
             connection.sendall(content)
             try:
                 answer = connection.recv(65536)
