@@ -19,7 +19,7 @@ from fusion_core.report.sweep_table import OVERALL, as_markdown, plot
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 PLOTS = ROOT / "docs" / "plots"
-DRAWN = ("table1",)
+DRAWN = ("table1", "table2", "table3")
 PAGES = (ROOT / "docs" / "evidence.md", ROOT / "README.md")
 HEADLINE = (
     *((FUSED, one) for one in (PIVOT, SFT, SELF, SOUP)),
