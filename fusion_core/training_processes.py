@@ -10,7 +10,6 @@ import json
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import psutil
 
 from fusion_core import errors
 from fusion_core.errors import FusionError, TrainingError, TrainingInterruptedError
+from fusion_core.ports import free_ports
 from fusion_core.training_interruption import Interruption
 from fusion_core.training_job import TrainingJob, TrainingListener
 from fusion_core.training_metrics import TrainingReport, TrainingWindow
@@ -73,7 +73,7 @@ class _Children:
         self._micro_batch_tokens = job.config.micro_batch_tokens
         self._steps_done, self._resident_bytes = 0, 0
         self._events, writing = os.pipe()
-        port = free_port()
+        (port,) = free_ports(1)
         self._processes = []
         for rank in range(count):
             environment = {
@@ -184,10 +184,3 @@ class _Children:
             f"micro-batches of {self._micro_batch_tokens} tokens and up to {self._resident_bytes / 1e9:.1f} GB of the "
             f"machine's memory in a process, {meaning}."
         )
-
-
-def free_port() -> int:
-    """Return a port of this machine's loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

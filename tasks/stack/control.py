@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 
 from fusion_core.errors import FusionError
+from fusion_core.ports import is_free
 from tasks.stack.credentials import load_or_make_credentials
 from tasks.stack.folder import StackFolder, only_command, write_private
-from tasks.stack.ports import USUAL, Ports, is_free, load_or_choose_ports
+from tasks.stack.ports import USUAL, Ports, load_or_choose_ports
 from tasks.stack.processes import find_process, last_lines, start_process, stop_process
 from tasks.stack.services import (
     SERVICES,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import ExitStack
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.errors import FusionError
+from fusion_core.ports import LOOPBACK, free_ports, is_free
 from tasks.stack.folder import StackFolder, write_private
 
-LOOPBACK = "127.0.0.1"
 USUAL = {"prefect": 4200, "mlflow": 5000, "s3": 8333, "receiver": 4210}
 # What the S3 server listens on besides; it would take fixed numbers for those it is not told.
 S3_INNER = (
@@ -82,27 +80,8 @@ def load_or_choose_ports(folder: StackFolder) -> Ports:
             raise FusionError(
                 f"{folder.ports} cannot be read; remove it, and `fuseline up` chooses ports again."
             ) from error
-    free = _free_ports(len(USUAL) + len(S3_INNER))
+    free = free_ports(len(USUAL) + len(S3_INNER))
     usual = {name: port if is_free(port) else free.pop() for name, port in USUAL.items()}
     chosen = Ports(**usual, s3_inner=dict(zip(S3_INNER, free, strict=False)))
     write_private(folder.ports, chosen.model_dump_json(indent=1) + "\n")
     return chosen
-
-
-def is_free(port: int) -> bool:
-    """Say whether nobody listens on a port of loopback."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind((LOOPBACK, 0))
-        return [item.getsockname()[1] for item in sockets]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusion_core.errors import FusionError
+from fusion_core.ports import LOOPBACK
 from tasks.stack.credentials import USER, Credentials
 from tasks.stack.folder import StackFolder, write_private
-from tasks.stack.ports import LOOPBACK, Ports
+from tasks.stack.ports import Ports
 
 BUCKET = "fuseline"
 S3_POLICY = Path(__file__).resolve().parents[2] / "deployments" / "s3" / "policy.json"

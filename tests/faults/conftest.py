@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fusion_core.ports import free_ports
 from tests.faults.fusions import Fusions, Timeline, watch
 from tests.faults.launcher import REPOSITORY, running_launcher
 from tests.flows.conftest import recipe_file  # noqa: F401 - a fixture
 from tests.flows.real_servers import process, wait_for_answer
-from tests.tasks.object_server import free_ports
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from fusion_core.ports import free_ports
 from tests.faults.conftest import Undisturbed
 from tests.faults.fusions import Fusions, Home, Outcome, is_running, wait_until
 from tests.faults.launcher import running_launcher
 from tests.flows.real_servers import process, wait_for_answer
 from tests.tasks.faulty_proxy import faulty_proxy
-from tests.tasks.object_server import BUCKET, WRITER, ObjectServer, free_ports, running_server, server_program
+from tests.tasks.object_server import BUCKET, WRITER, ObjectServer, running_server, server_program
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.flows.test_servers import free_port, server
+from fusion_core.ports import free_ports
+from tests.flows.test_servers import server
 
 COMMAND = [sys.executable, "-c", "from flows.command_line import main; main()"]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -19,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 @contextmanager
 def prefect_server_of_its_own(folder: Path) -> Iterator[str]:
     """A Prefect server, to which the tasks on the cluster report."""
-    port = free_port()
+    port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
     (folder / "prefect").mkdir()

@@ -16,7 +16,7 @@ import httpx
 from cryptography.fernet import Fernet
 from mlflow.tracking import MlflowClient
 
-from tests.tasks.object_server import free_ports
+from fusion_core.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVER_SECONDS = 180

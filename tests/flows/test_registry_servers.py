@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.flows.test_servers import RUN_SECONDS, free_port, server
+from fusion_core.ports import free_ports
+from tests.flows.test_servers import RUN_SECONDS, server
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ print(AutoModelForCausalLM.from_pretrained(folder).config.model_type)
 def test_the_registry_points_at_the_store(recipe_file: Path, tmp_path: Path, s3_bucket: dict[str, str]) -> None:
     environment = {**os.environ, "FUSELINE_HOME": str(tmp_path / "home"), **s3_bucket}
     environment.pop("PREFECT_API_URL", None)
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
     artifacts = tmp_path / "artifacts"
     mlflow_server = [
         *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--workers", "1"),

@@ -15,9 +15,9 @@ from pydantic import SecretStr
 
 from flows.command_line import main
 from fusion_core.config.judging import JudgeConfig
+from fusion_core.ports import free_ports
 from tasks.settings import PREFIX, Settings
 from tests.canaries import CREDENTIALS, SERVERS_OWN, found_in, found_in_files, make_canaries, watched_command_lines
-from tests.flows.test_servers import free_port
 from tests.fusion_core.evaluation.chat_server import ChatServer, chat_server
 from tests.fusion_core.evaluation.mt_bench.conftest import SAMPLE
 
@@ -102,7 +102,7 @@ def test_errors_show_no_secret(
     monkeypatch.setenv("FUSELINE_HOME", str(tmp_path / "home"))
     for name, mark in canaries.items():
         monkeypatch.setenv(name, mark)
-    with_password = f"http://me:{canaries['IN_AN_ADDRESS']}@127.0.0.1:{free_port()}"
+    with_password = f"http://me:{canaries['IN_AN_ADDRESS']}@127.0.0.1:{free_ports(1)[0]}"
     # What an endpoint says of a wrong key often quotes it.
     refusal = (401, {"error": {"message": f"Incorrect key {canaries['RECIPES_OWN_KEY']}"}}, {})
     with chat_server(lambda body, number: refusal) as judge:
@@ -110,7 +110,7 @@ def test_errors_show_no_secret(
         arguments = ["run", str(recipe)]
         if place == "store":
             monkeypatch.setenv("FUSELINE_STORE", "s3://fuseline/x")
-            monkeypatch.setenv("FUSELINE_S3_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+            monkeypatch.setenv("FUSELINE_S3_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
         elif place == "refused by the store":
             monkeypatch.setenv("FUSELINE_STORE", "s3://fuseline/x")
             bucket = request.getfixturevalue("s3_bucket")

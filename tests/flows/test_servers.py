@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fusion_core.ports import free_ports
+
 pytestmark = pytest.mark.slow
 
 SERVER_SECONDS = 180
 RUN_SECONDS = 900
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -54,7 +49,7 @@ def test_the_same_command_uses_the_servers_it_is_given(
     environment["PREFECT_HOME"] = str(tmp_path / "prefect")
     (tmp_path / "prefect").mkdir()
     folder = Path(sys.executable).parent
-    prefect_port, mlflow_port = free_port(), free_port()
+    prefect_port, mlflow_port = free_ports(2)
     prefect_url, mlflow_url = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
     prefect_command = [str(folder / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]
     mlflow_command = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion_core.training_processes import free_port
+from fusion_core.ports import free_ports
 from tests.conftest import REPOSITORY
 from tests.fusion_core.test_training import pivot, settings, shards, train, weights  # noqa: F401
 from tests.fusion_core.test_training_processes import assert_same_weights
@@ -44,7 +44,7 @@ def finish(started: list[subprocess.Popen]) -> None:
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_of_an_outside_launch(pivot, shards, tmp_path, launcher, strategy):  # noqa: F811
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     chosen = [*TORCHRUN, "--nproc-per-node", "2", "--master-port", port]
     if launcher == "accelerate":
         chosen = [*ACCELERATE, "--main_process_port", port]
@@ -64,7 +64,7 @@ def test_two_machines_go_on_from_a_checkpoint_that_one_has(pivot, shards, tmp_pa
 
     with pytest.raises(PowerCutError):
         train(pivot, shards, tmp_path / "machine0", settings(), progress=cut)
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     nodes = [
         [*TORCHRUN, "--nnodes", "2", "--node-rank", rank, "--nproc-per-node", "1", "--master-port", port]
         for rank in "01"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fusion_core.training_processes import free_port
+from fusion_core.ports import free_ports
 from tests.conftest import REPOSITORY
 from tests.fusion_core.training_fixtures import random_dialogues, write_fused_shards, write_tiny_llama
 
@@ -39,7 +39,7 @@ def test_the_other_processes_never_hold_the_model(tmp_path):
     tiny = write_tiny_llama(tmp_path / "tiny")
     shard = write_fused_shards(tmp_path / "fused", tiny, random_dialogues(4), shards=1)[0]
     launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    launch += ["--master-port", str(free_port()), "-m", "tests.fusion_core.spread_loading"]
+    launch += ["--master-port", str(free_ports(1)[0]), "-m", "tests.fusion_core.spread_loading"]
     subprocess.run(
         [sys.executable, "-m", *launch, *map(str, (tmp_path, tmp_path / "pivot", tiny, shard))],
         check=True,

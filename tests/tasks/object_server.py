@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from fusion_core.ports import free_ports
 
 BUCKET = "fuseline"
 POLICY = Path(__file__).resolve().parents[2] / "deployments" / "s3" / "policy.json"
@@ -74,7 +75,7 @@ def running_server(folder: Path, program: Path) -> Iterator[ObjectServer]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         server = ObjectServer(f"http://127.0.0.1:{ports[0]}")
-        _wait_for_bucket(server, process, folder / "server.log")
+        _wait_until_whole(server, process, folder / "server.log")
         yield server
     finally:
         # It keeps every acknowledged object through a kill, and a polite end takes it ten seconds.
@@ -82,28 +83,23 @@ def running_server(folder: Path, program: Path) -> Iterator[ObjectServer]:
         process.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-
-
 def _identity(name: str, user: tuple[str, str]) -> dict[str, object]:
     return {"name": name, "credentials": [{"accessKey": user[0], "secretKey": user[1]}]}
 
 
-def _wait_for_bucket(server: ObjectServer, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_whole(server: ObjectServer, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the bucket, and for the parts that start after the gateway and take the whole server with them."""
     client = server.client()
     deadline = time.monotonic() + 60
     while True:
         try:
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
             client.delete_object(Bucket=BUCKET, Key="ready")
-            return
+            if "All enabled components are running" in log.read_text(errors="replace"):
+                return
+            reason = "not all of its parts run"
         except (BotoCoreError, ClientError) as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"SeaweedFS did not start: {error}\n{log.read_text()[-2000:]}") from error
-            time.sleep(0.2)
+            reason = str(error)
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"SeaweedFS did not start: {reason}\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.2)

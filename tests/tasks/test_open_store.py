@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from fusion_core.errors import StoreError
+from fusion_core.ports import free_ports
 from tasks.open_store import open_store
 from tasks.s3_store import S3Store
 from tasks.settings import Settings
 from tasks.store import Store
 from tests.messages import one_sentence
-from tests.tasks.object_server import ADMINISTRATOR, BUCKET, READER, ObjectServer, free_ports
+from tests.tasks.object_server import ADMINISTRATOR, BUCKET, READER, ObjectServer
 
 
 def open_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str, bucket: str = BUCKET) -> Store:

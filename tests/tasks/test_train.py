@@ -16,8 +16,8 @@ import torch
 
 from fusion_core.config import FusionConfig
 from fusion_core.models import ResolvedModel, resolve_model
+from fusion_core.ports import free_ports
 from fusion_core.training import train_target
-from fusion_core.training_processes import free_port
 from tasks.addresses import ResolvedFusion
 from tasks.folder_store import FolderStore
 from tasks.publication import Artifact, Publication, find_artifact
@@ -120,7 +120,7 @@ def test_processes_of_an_outside_launch_train_one_target_that_the_first_publishe
     fusion = fusion_of(pivot)
     publish_fused(store, fusion, shards)
     launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    launch += ["--master-port", str(free_port()), "-m", "tests.tasks.outside_train", str(tmp_path), str(pivot)]
+    launch += ["--master-port", str(free_ports(1)[0]), "-m", "tests.tasks.outside_train", str(tmp_path), str(pivot)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-m", *launch], check=True, timeout=250, cwd=tmp_path, env=environment)
     made = find_artifact(store, fusion.target(fusion.sources))
