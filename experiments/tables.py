@@ -9,7 +9,7 @@ from experiments.lab import Entry
 
 PIVOT, SFT, SOUP = "pivot", "plain SFT", "soup of two SFT"
 SELF, JOINT, FUSED = "pivot distilled into itself", "FuseLLM (all at once)", "FuseChat (VaRM)"
-JOINT_SOUP = "soup of two FuseLLM"
+JOINT_SOUP, MINCE = "soup of two FuseLLM", "MinCE, λ 0.5"
 # One source and one target: with the pivot's own distributions every pair would train the same.
 ALONE = {"fusion.function": "pivot"}
 
@@ -81,37 +81,97 @@ def _merging() -> Table:
 
     entries = (
         line("VaRM, matrix"),
-        line("VaRM, parameter", granularity="parameter"),
+        *(line(f"VaRM, {unit}", granularity=unit) for unit in ("parameter", "module", "layer", "model")),
         line("linear", method="linear"),
         line("task arithmetic, 0.7", method="task_arithmetic", scaling_coefficient=0.7),
         line("TIES, density 0.2", method="ties", density=0.2),
         line("DARE, density 0.1", method="dare", density=0.1, weights=(0.5, 0.5)),
         line("SCE, all entries", method="sce"),
+        line("SLERP", method="slerp"),
     )
     compared = tuple((entry.label, "linear") for entry in entries if entry.label != "linear")
     return Table("Which merge of the same two targets is best?", entries, compared)
 
 
-def _fusing() -> Table:
-    def line(label: str, weight: float, **fusion: str) -> Entry:
-        # One target on both sources, so that the loss alone is seen, not the merge.
-        settings = {"strategy": "joint", "training.lm_weight": weight}
-        return Entry(label, "fused", settings | {f"fusion.{name}": choice for name, choice in fusion.items()})
+def _joint(label: str, weight: float = 0.5, **settings: Any) -> Entry:
+    """One target on both sources, so that what is compared is seen and not the merge."""
+    return Entry(label, "fused", {"strategy": "joint", "training.lm_weight": weight, **settings})
 
+
+def _fusing() -> Table:
     entries = (
         Entry(SFT, "plain-sft"),
         Entry(SELF, "target:maths", ALONE),
-        line("MinCE, λ 0.5", 0.5),
-        line("MinCE, λ 0.1", 0.1),
-        line("MinCE, λ 0.9", 0.9),
-        line("MinCE, λ 0.5, label where the pivot wins", 0.5, where_pivot_wins="label"),
+        _joint(MINCE),
+        _joint("MinCE, λ 0", 0.0),
+        _joint("MinCE, λ 0.1", 0.1),
+        _joint("MinCE, λ 0.3", 0.3),
+        _joint("MinCE, λ 0.7", 0.7),
+        _joint("MinCE, λ 0.9", 0.9),
+        _joint("MinCE, λ 0.5, label where the pivot wins", **{"fusion.where_pivot_wins": "label"}),
+        _joint("MinCE by token, λ 0.5", **{"fusion.level": "token"}),
+        _joint("MinCE, CE per token, λ 0.5", **{"fusion.cross_entropy_unit": "token"}),
+        _joint("AvgCE, λ 0.5", **{"fusion.function": "avgce"}),
     )
     compared = tuple((entry.label, SFT) for entry in entries[1:])
     return Table(
         "How much of the loss is the label's, and whose distribution is taken? One target on both sources, no merge.",
         entries,
-        (*compared, *(("MinCE, λ 0.5", entry.label) for entry in entries[3:])),
+        (*compared, *((MINCE, entry.label) for entry in entries[3:])),
     )
 
 
-TABLES = {"tuning": _tuning(), "table1": _main(), "table2": _merging(), "table3": _fusing()}
+def _rates() -> Table:
+    rates = (6e-5, 1.2e-4, 2.4e-4)
+    names = {rate: f"rate {1e5 * rate:g}e-5" for rate in rates}
+    entries = []
+    for rate in rates:
+        setting = {"training.learning_rate": rate}
+        entries += [Entry(f"{SFT}, {names[rate]}", "plain-sft", setting)]
+        entries += [_joint(f"λ {weight}, {names[rate]}", weight, **setting) for weight in (0.5, 0.9)]
+    compared = [(f"λ {weight}, {names[rate]}", f"{SFT}, {names[rate]}") for rate in rates for weight in (0.5, 0.9)]
+    return Table("Does the best λ depend on the learning rate?", tuple(entries), tuple(compared))
+
+
+def _always() -> Table:
+    source = {"fusion.function": "source"}
+    entries: list[Entry] = []
+    for name in ("maths", "dialogue"):
+        entries += [Entry(f"target of {name}, MinCE", f"target:{name}")]
+        entries += [Entry(f"target of {name}, always the source", f"target:{name}", source)]
+    entries += [Entry("FuseChat, MinCE", "fused"), Entry("FuseChat, always the source", "fused", source)]
+    pairs = [(entries[index].label, entries[index + 1].label) for index in (0, 2, 4)]
+    return Table("Should the source be followed where the pivot predicts better?", tuple(entries), tuple(pairs))
+
+
+def _alignments() -> Table:
+    neither = {"alignment.condition_inside_tokens": False, "alignment.gold_consistent": False}
+    warped = {"alignment.positions": "dtw", "alignment.duplicates": "first"}
+    entries = (
+        _joint("bytes"),
+        _joint("bytes, neither conditioning nor chain rule", **neither),
+        _joint("DTW, mapping statistics", **warped, **{"alignment.vocabulary": "statistics"}),
+        _joint("DTW, MinED", **warped, **{"alignment.vocabulary": "mined"}),
+        _joint("DTW, exact match", **warped, **{"alignment.vocabulary": "exact"}),
+    )
+    compared = tuple(("bytes", entry.label) for entry in entries[1:])
+    return Table("Does an alignment that carries more over lead to a better score?", entries, compared)
+
+
+def _top_k() -> Table:
+    entries = tuple(_joint(f"k = {top_k}", **{"extraction.top_k": top_k}) for top_k in (1, 5, 10, 20, 50))
+    entries += (_joint("10 samples", **{"extraction.truncation": "sampled"}),)
+    compared = tuple((entry.label, "k = 10") for entry in entries if entry.label != "k = 10")
+    return Table("How many entries of a distribution are worth their place?", entries, compared)
+
+
+TABLES = {
+    "tuning": _tuning(),
+    "table1": _main(),
+    "table2": _merging(),
+    "table3": _fusing(),
+    "table3_rates": _rates(),
+    "table3_source": _always(),
+    "table4_scores": _alignments(),
+    "table5": _top_k(),
+}
