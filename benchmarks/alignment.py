@@ -34,7 +34,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from fusion_core.alignment import BytePositions, SharedText, Spans, align_by_dtw, map_vocabulary, project_with_coverage
 from fusion_core.alignment.positions import align_spans
 from fusion_core.distributions import TopK
-from fusion_core.token_bytes import token_byte_ends, token_bytes
+from fusion_core.encoding.token_bytes import token_byte_ends, token_bytes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LENGTHS = (256, 1024, 2048, 8192)

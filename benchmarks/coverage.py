@@ -47,10 +47,10 @@ from fusion_core.alignment.statistics import count_aligned_pairs
 from fusion_core.config import AlignmentConfig
 from fusion_core.dialogues import Dialogue
 from fusion_core.distributions import TopK
-from fusion_core.encoding import Encoder
+from fusion_core.encoding.encoder import Encoder
+from fusion_core.encoding.token_bytes import TokenBytes, token_bytes
 from fusion_core.errors import DialogueRefusedError
 from fusion_core.pairing import pair_vocabulary
-from fusion_core.token_bytes import TokenBytes, token_bytes
 
 TOP_K, MORE = 10, 20
 CLASSES = ("end of turn", "digits", "spaces", "punctuation", "word start", "inside a word", "other script")

@@ -37,8 +37,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fusion_core.batching import pad_right, token_batches
 from fusion_core.config import ExtractionConfig
 from fusion_core.devices import compute_dtype, default_device
-from fusion_core.extraction import extract_shard
-from fusion_core.top_k_logits import default_chunk_size
+from fusion_core.extraction.extract import extract_shard
+from fusion_core.extraction.top_k_logits import default_chunk_size
 
 BUDGET = 1.10
 WAYS = ("floor", "extraction", "materialised")

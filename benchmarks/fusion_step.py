@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusion_core.devices import compute_dtype
-from fusion_core.losses import fusion_cross_entropy
+from fusion_core.losses.cross_entropy import fusion_cross_entropy
 
 WAYS = {
     "a": "plain SFT, the model's own loss",

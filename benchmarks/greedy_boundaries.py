@@ -32,7 +32,7 @@ from fusion_core.alignment.positions import align_spans
 from fusion_core.alignment.projection import BOUNDARY, CONDITIONED
 from fusion_core.alignment.trie import build_trie, longest_prefixes
 from fusion_core.distributions import TopK
-from fusion_core.token_bytes import TokenBytes
+from fusion_core.encoding.token_bytes import TokenBytes
 
 LETTERS = "abc"
 # Letters enumerated after a boundary; tokens have at most LONGEST.

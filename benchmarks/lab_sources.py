@@ -19,10 +19,10 @@ from deployments.demo import build_models, chat_tokenizers
 from fusion_core.config import ExtractionConfig
 from fusion_core.dialogues import Dialogue, Turn, dialogue_id
 from fusion_core.distributions import TopK
-from fusion_core.encoding import Encoder
+from fusion_core.encoding.encoder import Encoder
+from fusion_core.encoding.token_bytes import token_bytes
 from fusion_core.errors import DialogueRefusedError
-from fusion_core.extraction import extract_shard
-from fusion_core.token_bytes import token_bytes
+from fusion_core.extraction.extract import extract_shard
 
 SHARED_TOKENIZERS = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
 OWN: dict[str, Callable[[], PreTrainedTokenizerBase]] = {

@@ -71,8 +71,8 @@ LIST = """
 import json, time
 from tasks.environment import configure_libraries, home_folder
 configure_libraries(home_folder())
-from tasks.cache_collection import disk_usage, list_artifacts
-from tasks.workplace import open_workplace
+from tasks.store.collection import disk_usage, list_artifacts
+from tasks.store.workplace import open_workplace
 started = time.perf_counter()
 store = open_workplace().store
 found = list_artifacts(store)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tasks.s3_store import S3Store
+from tasks.store.s3 import S3Store
 from tests.tasks.object_server import BUCKET, WRITER, running_server, server_program
 
 MIB = 1 << 20

@@ -21,10 +21,10 @@ from fusion_core.errors import FusionError, TrackingError
 from fusion_core.record import Record
 from fusion_core.shards import Shard, read_shard
 from tasks.code_version import code_version
-from tasks.extract import extract_distributions
-from tasks.fuse import fuse_distributions
-from tasks.prepare import prepare_dataset
-from tasks.workplace import computed_by, open_workplace
+from tasks.stages.extract import extract_distributions
+from tasks.stages.fuse import fuse_distributions
+from tasks.stages.prepare import prepare_dataset
+from tasks.store.workplace import computed_by, open_workplace
 
 NAME = "table4"
 PAPER = {"alignment.positions": "dtw"}

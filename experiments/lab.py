@@ -14,19 +14,19 @@ from typing import Any
 
 from fusion_core.config import FusionConfig
 from fusion_core.evaluation.held_out_scores import HeldOutScores
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from fusion_core.recipes import load_recipe
 from fusion_core.sweeps import with_settings
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion, digest_of
-from tasks.evaluate import read_scores, score_model
-from tasks.extract import extract_distributions
-from tasks.fuse import fuse_distributions
-from tasks.merge import merge_targets
-from tasks.prepare import prepare_dataset
-from tasks.publication import Artifact, discard, find_artifact
 from tasks.resolve import resolve_fusion
-from tasks.train import train_on_fused
-from tasks.workplace import Workplace, computed_by, open_workplace
+from tasks.stages.evaluate import read_scores, score_model
+from tasks.stages.extract import extract_distributions
+from tasks.stages.fuse import fuse_distributions
+from tasks.stages.merge import merge_targets
+from tasks.stages.prepare import prepare_dataset
+from tasks.stages.train import train_on_fused
+from tasks.store.publication import Artifact, discard, find_artifact
+from tasks.store.workplace import Workplace, computed_by, open_workplace
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 # Soups are made of runs whose seeds lie this far apart, so that those of different seeds share no run.

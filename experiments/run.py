@@ -22,8 +22,8 @@ from fusion_core.errors import FusionError, TrackingError
 from fusion_core.evaluation.held_out_scores import HeldOutScores
 from fusion_core.report.sweep_table import as_markdown
 from tasks.code_version import code_version
-from tasks.tracking import Tracking
-from tasks.workplace import open_workplace
+from tasks.runs.tracking import Tracking
+from tasks.store.workplace import open_workplace
 
 RESULTS = Path(__file__).parent / "results"
 

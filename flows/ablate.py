@@ -7,7 +7,7 @@ from prefect import flow
 from flows.fusechat import fusechat
 from fusion_core.sweeps import Sweep, expand
 from tasks.recipe_names import RecipeName, load_named_recipe
-from tasks.stage_task import log_errors_plainly
+from tasks.stages.stage_task import log_errors_plainly
 from tasks.sweep import SweepResult, conclude_sweep, nest, shared_work, sweep_run
 
 

@@ -7,7 +7,7 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-from tasks.promotion import Candidacy
+from tasks.registry.promotion import Candidacy
 
 SECONDS_AN_HOUR = 3600
 

@@ -6,7 +6,7 @@ from prefect import flow
 
 from tasks.clean_cache import Cleaned, clean
 from tasks.recipe_names import RecipeName
-from tasks.stage_task import log_errors_plainly
+from tasks.stages.stage_task import log_errors_plainly
 
 
 @flow(name="clean-cache", flow_run_name="clean the cache")

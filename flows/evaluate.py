@@ -7,9 +7,9 @@ from prefect import flow
 from fusion_core.evaluation.score_table import ScoreTable
 from tasks.recipe_names import RecipeName, load_named_recipe
 from tasks.resolve import resolve_fusion
-from tasks.stage_task import log_errors_plainly
+from tasks.stages.stage_task import log_errors_plainly
+from tasks.store.workplace import open_workplace
 from tasks.stored_fusion import StoredFusion
-from tasks.workplace import open_workplace
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe}")

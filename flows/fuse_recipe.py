@@ -6,8 +6,8 @@ from prefect import flow
 
 from flows.fusechat import fusechat
 from tasks.recipe_names import RecipeName, load_named_recipe
-from tasks.register import FusionResult
-from tasks.stage_task import log_errors_plainly
+from tasks.registry.register import FusionResult
+from tasks.stages.stage_task import log_errors_plainly
 
 
 @flow(name="fuse-recipe", flow_run_name="{recipe}")

@@ -6,21 +6,21 @@ from prefect import flow
 
 from fusion_core.config import FusionConfig
 from tasks.addresses import CONTROL, FUSED
-from tasks.benchmarks import run_benchmarks
-from tasks.evaluate import evaluate, subjects_of
-from tasks.extract_parts import extract_models
-from tasks.fan_out import fan_out, task_runner
-from tasks.fuse import fuse
-from tasks.fusion_run import fusion_run
-from tasks.judged import run_judged
-from tasks.merge import merge
-from tasks.page_tables import show_plan, show_result
-from tasks.prepare import prepare
-from tasks.register import FusionResult, register
+from tasks.registry.register import FusionResult, register
 from tasks.resolve import resolve_fusion
-from tasks.stage_task import log_errors_plainly, mend_broken_objects
-from tasks.summarize import summarize
-from tasks.train import train, train_control
+from tasks.runs.fusion_run import fusion_run
+from tasks.runs.page_tables import show_plan, show_result
+from tasks.stages.benchmarks import run_benchmarks
+from tasks.stages.evaluate import evaluate, subjects_of
+from tasks.stages.extract_parts import extract_models
+from tasks.stages.fan_out import fan_out, task_runner
+from tasks.stages.fuse import fuse
+from tasks.stages.judged import run_judged
+from tasks.stages.merge import merge
+from tasks.stages.prepare import prepare
+from tasks.stages.stage_task import log_errors_plainly, mend_broken_objects
+from tasks.stages.summarize import summarize
+from tasks.stages.train import train, train_control
 
 
 @flow(name="fusechat", flow_run_name="{config.name}", task_runner=task_runner())

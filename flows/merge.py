@@ -7,8 +7,8 @@ from prefect import flow
 from flows.fusechat import fusechat
 from fusion_core.merge_spec import MergeSpec
 from tasks.recipe_names import RecipeName, load_named_recipe
-from tasks.register import FusionResult
-from tasks.stage_task import log_errors_plainly
+from tasks.registry.register import FusionResult
+from tasks.stages.stage_task import log_errors_plainly
 
 
 @flow(name="merge", flow_run_name="merge {recipe}")

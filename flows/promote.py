@@ -8,9 +8,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.approval import ask_a_person
 from fusion_core.errors import ConfigError
-from tasks.artifact_keys import artifact_key
-from tasks.promotion import Candidacy, Promotion, judge_version, leave_champion, move_champion, roll_back
-from tasks.stage_task import log_errors_plainly
+from tasks.registry.promotion import Candidacy, Promotion, judge_version, leave_champion, move_champion, roll_back
+from tasks.runs.artifact_keys import artifact_key
+from tasks.stages.stage_task import log_errors_plainly
 
 judge = task(name="judge", task_run_name="ask the gates", cache_policy=NO_CACHE, persist_result=False)(judge_version)
 make_champion = task(name="make champion", cache_policy=NO_CACHE, persist_result=False)(move_champion)

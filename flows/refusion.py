@@ -1,10 +1,11 @@
 """Re-fusion: what a new source adds, and nothing else, is computed; then the gates decide.
 
 The recipe's file is its user's and stays as it is. What is fused is the recipe's own sources, then those that have
-landed for it in MLflow's registry or in the store, as they landed (`tasks.landing`), equal content once, without those
-in quarantine. New is what the champion was not made of (`tasks.champion_sources`) and what was not decided before
-(`tasks.quarantine`). New sources are taken in one by one, each on top of those that were accepted, so that a bad one is
-known by name: it is quarantined with the reason, the champion stays, and the next one has its turn.
+landed for it in MLflow's registry or in the store, as they landed (`tasks.landing.sources`), equal content once,
+without those in quarantine. New is what the champion was not made of (`tasks.registry.champion_sources`) and what was
+not decided before (`tasks.landing.quarantine`). New sources are taken in one by one, each on top of those that were
+accepted, so that a bad one is known by name: it is quarantined with the reason, the champion stays, and the next one
+has its turn.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from prefect.runtime import flow_run
 from flows.fusechat import fusechat
 from flows.refusion_gates import ask_for_promotion, judge
 from fusion_core.config import FusionConfig, ModelConfig
-from tasks.entry_test import entry_run, require_quality
-from tasks.evaluate import evaluate
-from tasks.prepare import prepare
+from tasks.landing.entry_test import entry_run, require_quality
+from tasks.landing.refusion_report import conclude
+from tasks.landing.refusion_result import FUSED, RefusionResult
+from tasks.landing.survey import LANDED, Survey, SurveyedSource, effective_recipe, survey
+from tasks.landing.take_in import double_of, fetch, is_whole, land, one_refusion, remember, settle
 from tasks.recipe_names import RecipeName, load_named_recipe
-from tasks.refusion_report import conclude
-from tasks.refusion_result import FUSED, RefusionResult
 from tasks.resolve import resolve_fusion
-from tasks.stage_task import log_errors_plainly, mend_broken_objects
-from tasks.survey import LANDED, Survey, SurveyedSource, effective_recipe, survey
-from tasks.take_in import double_of, fetch, is_whole, land, one_refusion, remember, settle
+from tasks.stages.evaluate import evaluate
+from tasks.stages.prepare import prepare
+from tasks.stages.stage_task import log_errors_plainly, mend_broken_objects
 
 
 def _run_name() -> str:

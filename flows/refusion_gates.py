@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flows.promote import promote
 from fusion_core.config import FusionConfig
-from tasks.refusion_result import RefusionResult, Verdict
-from tasks.register import FusionResult
+from tasks.landing.refusion_result import RefusionResult, Verdict
+from tasks.registry.register import FusionResult
 
 
 def judge(config: FusionConfig, fused: FusionResult) -> Verdict:

@@ -26,11 +26,11 @@ from fusion_core.alignment.shared_text import SharedText, Spans, join_responses,
 from fusion_core.alignment.vocabulary import map_vocabulary
 from fusion_core.config import AlignmentConfig, FusionFunctionConfig
 from fusion_core.dialogues import Dialogue
-from fusion_core.encoding import EncodedDialogue, Encoder
+from fusion_core.encoding.encoder import EncodedDialogue, Encoder
+from fusion_core.encoding.token_bytes import token_bytes
 from fusion_core.errors import DialogueRefusedError, ShardError
 from fusion_core.fusion import fuse_with_winners
 from fusion_core.shards import Shard, ShardMetadata, TrainingInputs
-from fusion_core.token_bytes import token_bytes
 
 __all__ = ["Coverage", "fuse_shard", "pair_vocabulary"]
 

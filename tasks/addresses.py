@@ -11,8 +11,8 @@ from typing import Any
 from fusion_core.config import ExtractionConfig, FusionConfig, TrainingConfig
 from fusion_core.devices import compute_dtype, default_device
 from fusion_core.dialogues import ResolvedFile
-from fusion_core.models import ResolvedModel
-from fusion_core.training_loop import SPEED_SETTINGS
+from fusion_core.models.identity import ResolvedModel
+from fusion_core.training.loop import SPEED_SETTINGS
 
 # Raise a stage's number when its code changes the bytes it makes: its address then changes, nothing stale is reused.
 ALGORITHM_VERSIONS = {"extraction": 3, "fusion": 4, "training": 1, "merge": 2, "scores": 2}

@@ -9,10 +9,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from tasks.cache_collection import Garbage, collect_garbage
-from tasks.cache_roots import addresses_in_use
 from tasks.recipe_names import find_recipe
-from tasks.workplace import open_workplace
+from tasks.store.collection import Garbage, collect_garbage
+from tasks.store.collection_roots import addresses_in_use
+from tasks.store.workplace import open_workplace
 
 
 class Cleaned(BaseModel):

@@ -14,10 +14,10 @@ import torch
 
 from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.errors import FusionError
-from tasks.open_store import open_store
+from tasks.runs.tracking import Tracking, plain_errors
 from tasks.servers import check_mlflow, check_prefect
 from tasks.settings import Settings, without_credentials
-from tasks.tracking import Tracking, plain_errors
+from tasks.store.open_store import open_store
 
 LOW_DISK_BYTES = 20 * 2**30
 PACKAGES = ("torch", "transformers", "prefect", "mlflow", "accelerate", "boto3", "pyarrow")

@@ -6,7 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
-from tasks.local_files import disk_errors
+from tasks.store.local_files import disk_errors
 
 # Nothing is sent to the makers of the libraries, and nothing is looked up on their sites.
 QUIET = {

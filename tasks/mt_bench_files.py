@@ -28,11 +28,11 @@ from fusion_core.evaluation.mt_bench import (
     score_ratings,
     write_answers,
 )
-from fusion_core.models import resolve_model
+from fusion_core.models.identity import resolve_model
 from fusion_core.progress import show_progress
-from tasks.judged_data import benchmark_folder
-from tasks.judging import describe_judge, open_judge
 from tasks.settings import Settings
+from tasks.stages.judged_data import benchmark_folder
+from tasks.stages.judging import describe_judge, open_judge
 
 COMPARISON_KEYS = ("judge", "model_1", "model_2")
 BATCH_TOKENS = 16384

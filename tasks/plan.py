@@ -11,10 +11,10 @@ from typing import TypeVar
 from fusion_core.config import DialogueFile, FusionConfig, ModelConfig
 from fusion_core.devices import default_device, has_fast_bfloat16
 from fusion_core.dialogues import Dialogue, load_dialogues, prepare_dialogues
-from fusion_core.encoding import Encoder
+from fusion_core.encoding.encoder import Encoder
 from fusion_core.errors import FusionError, ModelError
-from fusion_core.model_loading import load_tokenizer
-from fusion_core.models import resolve_model
+from fusion_core.models.identity import resolve_model
+from fusion_core.models.loading import load_tokenizer
 from fusion_core.planning import (
     EncodedCounts,
     Plan,
@@ -25,11 +25,11 @@ from fusion_core.planning import (
 )
 from fusion_core.planning.plan import Status
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
-from tasks.manifest import metadata_of
-from tasks.prepare import shard_names
-from tasks.publication import entries_of, fetch_file, find_artifact
 from tasks.resolve import resolve_fusion
-from tasks.workplace import Workplace, open_workplace
+from tasks.stages.prepare import shard_names
+from tasks.store.manifest import metadata_of
+from tasks.store.publication import entries_of, fetch_file, find_artifact
+from tasks.store.workplace import Workplace, open_workplace
 
 SPLITS = ("train", "held_out")
 # What a plan reads of the dialogues, however many there are.

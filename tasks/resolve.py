@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fusion_core.chat_templates import ChatTemplate
 from fusion_core.config import FusionConfig
 from fusion_core.dialogues import dataset_digest, resolve_file
+from fusion_core.encoding.chat_templates import ChatTemplate
 from fusion_core.errors import ConfigError
 from fusion_core.evaluation.benchmarks import benchmarks_of
-from fusion_core.model_checks import check_checkpoint, check_own_code, check_tokenizer_fits
-from fusion_core.model_loading import load_tokenizer
-from fusion_core.models import resolve_model
+from fusion_core.models.checks import check_checkpoint, check_own_code, check_tokenizer_fits
+from fusion_core.models.identity import resolve_model
+from fusion_core.models.loading import load_tokenizer
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
-from tasks.judged_data import check_judged
+from tasks.stages.judged_data import check_judged
 
 
 def resolve_fusion(config: FusionConfig) -> ResolvedFusion:

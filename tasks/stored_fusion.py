@@ -10,21 +10,21 @@ from fusion_core.config import FusionConfig
 from fusion_core.errors import ConfigError, StoreError
 from fusion_core.evaluation.judged_scores import JudgedTable
 from fusion_core.evaluation.score_table import ScoreTable, compare
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from fusion_core.recipes import load_recipe
 from tasks.addresses import CONTROL, FUSED, ResolvedFusion
-from tasks.benchmarks import find_benchmarks, score_benchmarks
-from tasks.evaluate import read_scores, score_model
-from tasks.extract import extract_distributions
-from tasks.fuse import fuse_distributions
-from tasks.judged import find_judged, judge_model, judged_tables
-from tasks.merge import merge_targets
-from tasks.prepare import PreparedDialogues, prepare_dataset
-from tasks.publication import Artifact, find_artifact
 from tasks.resolve import resolve_fusion
-from tasks.summarize import RunFiles, write_summary
-from tasks.train import train_on_fused
-from tasks.workplace import Workplace, open_workplace
+from tasks.stages.benchmarks import find_benchmarks, score_benchmarks
+from tasks.stages.evaluate import read_scores, score_model
+from tasks.stages.extract import extract_distributions
+from tasks.stages.fuse import fuse_distributions
+from tasks.stages.judged import find_judged, judge_model, judged_tables
+from tasks.stages.merge import merge_targets
+from tasks.stages.prepare import PreparedDialogues, prepare_dataset
+from tasks.stages.summarize import RunFiles, write_summary
+from tasks.stages.train import train_on_fused
+from tasks.store.publication import Artifact, find_artifact
+from tasks.store.workplace import Workplace, open_workplace
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from fusion_core.report.sweep_table import SweepRow, as_csv, as_markdown, plot, 
 from fusion_core.sweeps import Cell
 from tasks.addresses import FUSED
 from tasks.plan import stage_addresses
-from tasks.publication import find_artifact
-from tasks.register import FusionResult
+from tasks.registry.register import FusionResult
 from tasks.resolve import resolve_fusion
+from tasks.runs.tracking import Tracking
 from tasks.settings import Settings
-from tasks.tracking import Tracking
-from tasks.workplace import open_workplace
+from tasks.store.publication import find_artifact
+from tasks.store.workplace import open_workplace
 
 TABLE, ROWS, PLOT = "sweep.md", "sweep.csv", "sweep.png"
 

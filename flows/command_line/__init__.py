@@ -17,7 +17,7 @@ from flows.command_line.stage_commands import evaluate, extract, fuse, merge, pr
 from flows.command_line.sweep_commands import ablate
 from fusion_core.errors import FusionError, TrainingInterruptedError, first_line
 from tasks.environment import configure_libraries, home_folder
-from tasks.local_files import is_full_disk
+from tasks.store.local_files import is_full_disk
 
 USER_ERROR = 2
 INTERRUPTED = 130

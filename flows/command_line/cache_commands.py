@@ -19,7 +19,7 @@ cache = typer.Typer(help="Look after what the store holds.", no_args_is_help=Tru
 @cache.command("ls")
 def list_contents(json_output: JsonOutput = False) -> None:
     """List every publication: stage, what it is for, size, and whether it is whole."""
-    from tasks.store_contents import read_contents
+    from tasks.store.contents import read_contents
 
     contents = read_contents(_store())
     if json_output:
@@ -46,7 +46,7 @@ def list_contents(json_output: JsonOutput = False) -> None:
 @cache.command("du")
 def show_usage(json_output: JsonOutput = False) -> None:
     """Say how many bytes each stage takes."""
-    from tasks.store_contents import disk_usage
+    from tasks.store.contents import disk_usage
 
     usage = disk_usage(_store())
     if json_output:
@@ -64,7 +64,7 @@ def show_usage(json_output: JsonOutput = False) -> None:
 def verify_contents() -> None:
     """Read every object and compare it with its manifest; exits 2 when one is broken."""
     from fusion_core.progress import show_progress
-    from tasks.cache_collection import verify
+    from tasks.store.collection import verify
 
     with show_progress("verify", "objects") as progress:
         broken = verify(_store(), progress=progress)
@@ -81,9 +81,9 @@ def collect(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is touched.")] = False,
 ) -> None:
     """Show, and with --yes delete, what no registered model and no given recipe needs."""
-    from tasks.cache_collection import collect_garbage
-    from tasks.cache_roots import addresses_in_use
     from tasks.clean_cache import garbage_rows
+    from tasks.store.collection import collect_garbage
+    from tasks.store.collection_roots import addresses_in_use
 
     garbage = collect_garbage(_store(), addresses_in_use(recipe or []), delete=yes)
     table = _table("what", "bytes", "address")
@@ -95,8 +95,8 @@ def collect(
 
 
 def _store() -> Any:
-    from tasks.open_store import open_store
     from tasks.settings import Settings
+    from tasks.store.open_store import open_store
 
     return open_store(Settings())
 

@@ -38,9 +38,9 @@ def run(
 ) -> None:
     """Fuse: extract, align and fuse, train the targets, merge, evaluate, register; what is cached is not done again."""
     from fusion_core.recipes import load_recipe
-    from tasks.open_store import open_store
     from tasks.resolve import resolve_fusion
     from tasks.settings import Settings
+    from tasks.store.open_store import open_store
 
     recipe = load_recipe(config)
     # A mistake in the recipe is said before Prefect and MLflow start, and before anything is written.
@@ -75,7 +75,7 @@ def report(
 
         path = summarize_stored(load_recipe(recipe)).folder / "report.html"
     else:
-        from tasks.run_report import report_of_run
+        from tasks.runs.report import report_of_run
 
         path = report_of_run(run)
     print(f"report: {path}")

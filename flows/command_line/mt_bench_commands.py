@@ -41,8 +41,8 @@ def fetch_mt_bench(
 ) -> None:
     """Get MT-Bench's questions, reference answers and judge prompts, and check them against pinned digests."""
     from fusion_core.evaluation.benchmark_files import MT_BENCH_FILES, fetch_files
-    from tasks.judged_data import benchmark_folder
     from tasks.settings import Settings
+    from tasks.stages.judged_data import benchmark_folder
 
     for path in fetch_files(MT_BENCH_FILES, benchmark_folder(to, Settings(), "mt_bench"), source):
         print(path)

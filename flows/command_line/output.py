@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fusion_core.report.terminal import run_result
-from tasks.register import FusionResult
+from tasks.registry.register import FusionResult
 from tasks.settings import Settings
 
 

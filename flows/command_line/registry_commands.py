@@ -14,7 +14,7 @@ from flows.command_line.servers_ready import make_ready
 from fusion_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tasks.promotion import Candidacy
+    from tasks.registry.promotion import Candidacy
 
 Model = Annotated[str, typer.Argument(help="Registered model's name.", metavar="NAME", show_default=False)]
 Version = Annotated[str, typer.Argument(help="Version, such as 3.", show_default=False)]
@@ -41,7 +41,7 @@ def promote(
     make_ready()
     from flows.command_line.registry_tables import print_decision
     from flows.promote import promote as promote_flow
-    from tasks.promotion import PromotionError, judge_version
+    from tasks.registry.promotion import PromotionError, judge_version
 
     candidacy = judge_version(model, version)
     if json_output:
@@ -88,7 +88,7 @@ def lineage(
     """Say what a registered version was made from: targets, shards, sources, data, code and packages."""
     make_ready()
     from flows.command_line.registry_tables import print_lineage
-    from tasks.lineage import read_lineage
+    from tasks.registry.lineage import read_lineage
 
     found = read_lineage(model, version)
     if json_output:
@@ -105,7 +105,7 @@ def reproduce(
 ) -> None:
     """Write the recipe, everything in it pinned, and the commands that make a registered version again."""
     make_ready()
-    from tasks.reproduce import check_reproduction, write_reproduction
+    from tasks.registry.reproduce import check_reproduction, write_reproduction
 
     made = write_reproduction(model, version, out or Path(f"{model}-{version}"))
     print(f"recipe:   {made.recipe}")

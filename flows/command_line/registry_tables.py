@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.tree import Tree
 
 from fusion_core.report.formats import format_bytes
-from tasks.lineage import Lineage, LineageNode
-from tasks.promotion import Candidacy
+from tasks.registry.lineage import Lineage, LineageNode
+from tasks.registry.promotion import Candidacy
 
 NUMBERS = ("candidate", "other", "better by")
 SHORT = 12

@@ -11,7 +11,7 @@ from flows.command_line.recipe_argument import Recipe
 from flows.command_line.servers_ready import make_ready
 
 if TYPE_CHECKING:
-    from tasks.refusion_result import RefusionResult
+    from tasks.landing.refusion_result import RefusionResult
 
 RECEIVER_PORT = 4210
 
@@ -30,7 +30,7 @@ def add_source(
     """Add a source to a recipe and fuse again: only the new source's share of the work is done."""
     from fusion_core.errors import ConfigError, FusionError
     from fusion_core.recipes import add_source_to_recipe
-    from tasks.refusion_result import QUARANTINED
+    from tasks.landing.refusion_result import QUARANTINED
     from tasks.resolve import resolve_fusion
 
     if only_write and announce:
@@ -43,7 +43,7 @@ def add_source(
     if only_write:
         return
     if announce:
-        from tasks.source_events import announce_source
+        from tasks.landing.source_events import announce_source
 
         announce_source(recipe.name, name, f"recipe:{name}")
         print(f"Prefect was told (event fuseline.source.landed for recipe {recipe.name}).")
@@ -72,10 +72,10 @@ def sources(
 
     from fusion_core.errors import ConfigError
     from fusion_core.recipes import load_recipe
-    from tasks.quarantine import record_source, release_source
-    from tasks.refusion_result import QUARANTINED
-    from tasks.survey import survey_sources
-    from tasks.workplace import open_workplace
+    from tasks.landing.quarantine import record_source, release_source
+    from tasks.landing.refusion_result import QUARANTINED
+    from tasks.landing.survey import survey_sources
+    from tasks.store.workplace import open_workplace
 
     if bool(quarantine) != bool(reason):
         raise ConfigError("--quarantine and --reason go together; say which source, and why.")
@@ -108,7 +108,7 @@ def receiver(
 
     The secret that MLflow signs with is read from FUSELINE_WEBHOOK_SECRET.
     """
-    from tasks.serve_receiver import serve_receiver
+    from tasks.landing.serve_receiver import serve_receiver
 
     make_ready()
     serve_receiver(host, port)
@@ -122,7 +122,7 @@ def _run_refusion(config: Path) -> RefusionResult:
     make_ready()
     from flows.command_line.output import print_result
     from flows.refusion import refusion as refusion_flow
-    from tasks.refusion_result import RefusionResult
+    from tasks.landing.refusion_result import RefusionResult
 
     state = refusion_flow(str(config.expanduser().absolute()), return_state=True)
     result = state.result()

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion_core.alignment.shared_text import Spans
 from fusion_core.alignment.time_warping import align_by_dtw
-from fusion_core.token_bytes import TokenBytes
+from fusion_core.encoding.token_bytes import TokenBytes
 
 
 def match_tokens(

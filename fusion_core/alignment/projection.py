@@ -18,8 +18,8 @@ from fusion_core.alignment.projection_loops import project_rows, project_text
 from fusion_core.alignment.shared_text import SharedText, Spans
 from fusion_core.alignment.trie import build_trie
 from fusion_core.distributions import TopK
+from fusion_core.encoding.token_bytes import TokenBytes
 from fusion_core.errors import AlignmentError
-from fusion_core.token_bytes import TokenBytes
 
 __all__ = ["BOUNDARY", "CONDITIONED", "NOT_COVERED", "NO_ENTRY", "Projection", "project", "project_with_coverage"]
 

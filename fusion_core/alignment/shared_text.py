@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion_core.token_bytes import TokenBytes
+from fusion_core.encoding.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from fusion_core.dialogues import Dialogue
-    from fusion_core.encoding import EncodedDialogue
+    from fusion_core.encoding.encoder import EncodedDialogue
 
 BETWEEN_RESPONSES = b"\xff"
 

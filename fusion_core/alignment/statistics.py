@@ -14,12 +14,12 @@ from scipy import sparse
 from fusion_core.alignment.matching import match_tokens
 from fusion_core.alignment.positions import align_spans
 from fusion_core.alignment.shared_text import join_responses, place_tokens
+from fusion_core.encoding.token_bytes import token_bytes
 from fusion_core.errors import AlignmentError, DialogueRefusedError
-from fusion_core.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from fusion_core.dialogues import Dialogue
-    from fusion_core.encoding import Encoder
+    from fusion_core.encoding.encoder import Encoder
 
 
 def count_aligned_pairs(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusion_core.alignment.compiled import compiled
-from fusion_core.token_bytes import TokenBytes
+from fusion_core.encoding.token_bytes import TokenBytes
 
 NO_NODE = -1
 ROOT = 0

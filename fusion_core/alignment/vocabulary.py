@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fusion_core.alignment.edit_distance import nearest_texts
 from fusion_core.alignment.trie import build_trie, longest_prefixes
-from fusion_core.changed_text import changing_normaliser
+from fusion_core.encoding.changed_text import changing_normaliser
+from fusion_core.encoding.token_bytes import TokenBytes, token_bytes
 from fusion_core.errors import AlignmentError
-from fusion_core.token_bytes import TokenBytes, token_bytes
 
 Method = Literal["bytes", "exact", "mined", "statistics"]
 # Attributes of a tokenizer that name its control tokens, the more telling first.

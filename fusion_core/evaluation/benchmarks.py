@@ -23,7 +23,7 @@ from fusion_core.evaluation import chat_sanity, exact_match, pass_at_1, suites
 from fusion_core.evaluation.benchmark import BenchmarkResult
 from fusion_core.evaluation.generation import Generator
 from fusion_core.evaluation.generation_engines import open_generator
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from fusion_core.progress import Advance
 
 

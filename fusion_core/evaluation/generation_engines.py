@@ -11,9 +11,9 @@ from fusion_core.config import ExtractionConfig
 from fusion_core.devices import default_device
 from fusion_core.evaluation.generation import Generator
 from fusion_core.evaluation.generation_transformers import TransformersGenerator
-from fusion_core.model_loading import load_tokenizer
-from fusion_core.models import ResolvedModel
-from fusion_core.placement import load_for_reading, place
+from fusion_core.models.identity import ResolvedModel
+from fusion_core.models.loading import load_tokenizer
+from fusion_core.models.placement import load_for_reading, place
 
 Engine = Literal["transformers", "vllm"]
 

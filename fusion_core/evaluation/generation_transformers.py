@@ -13,11 +13,11 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from fusion_core.chat_templates import ChatTemplate
-from fusion_core.encoding import Encoder
+from fusion_core.encoding.chat_templates import ChatTemplate
+from fusion_core.encoding.encoder import Encoder
 from fusion_core.errors import DialogueRefusedError, EvaluationError
 from fusion_core.evaluation.generation import Conversation, Generation, Sampling
-from fusion_core.extraction import is_out_of_memory
+from fusion_core.extraction.extract import is_out_of_memory
 from fusion_core.progress import Advance, ignore_progress
 
 

@@ -9,11 +9,11 @@ import torch
 from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from fusion_core.chat_templates import ChatTemplate
+from fusion_core.encoding.chat_templates import ChatTemplate
 from fusion_core.errors import ModelError, first_line
 from fusion_core.evaluation.generation import Conversation, Generation, Sampling
 from fusion_core.evaluation.generation_transformers import end_of_turn_ids, prompt_ids, seed_of
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from fusion_core.progress import Advance, ignore_progress
 
 # vLLM takes this share of every GPU for itself; the rest stays for what else the process holds.

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusion_core.config import ExtractionConfig
 from fusion_core.dialogues import Dialogue
-from fusion_core.encoding import EncodedDialogue, Encoder
+from fusion_core.encoding.encoder import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, EvaluationError
 from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
-from fusion_core.extraction import extract_shard
+from fusion_core.extraction.extract import extract_shard
 from fusion_core.progress import Advance, ignore_progress
 
 # Scores are artifacts: a label's nats are kept to this many decimals.

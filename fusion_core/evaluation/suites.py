@@ -13,8 +13,8 @@ import torch
 from fusion_core.config.benchmarks import LmEvalConfig, LmEvalTask
 from fusion_core.errors import ConfigError, EvaluationError, first_line
 from fusion_core.evaluation.benchmark import BenchmarkItem, BenchmarkResult, Metric
-from fusion_core.model_loading import load_model, load_tokenizer
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
+from fusion_core.models.loading import load_model, load_tokenizer
 
 # Metrics that lm-eval computes of the items' own scores and means over them.
 ITEMS_AGREE_WITHIN = 1e-6

@@ -16,7 +16,7 @@ from fusion_core.merging.output import real_output, whole_folder
 from fusion_core.merging.report import JSON_NAME, MergeReport
 from fusion_core.merging.streaming import StreamedMerge
 from fusion_core.merging.structure import check_structure
-from fusion_core.model_folders import copy_non_weight_files, set_config_dtype
+from fusion_core.models.folders import copy_non_weight_files, set_config_dtype
 from fusion_core.progress import Advance, ignore_progress
 
 

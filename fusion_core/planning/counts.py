@@ -11,7 +11,7 @@ from fusion_core.record import Record
 
 if TYPE_CHECKING:
     from fusion_core.dialogues import Dialogue
-    from fusion_core.encoding import Encoder
+    from fusion_core.encoding.encoder import Encoder
 
 SAMPLE_DIALOGUES = 512
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from fusion_core.losses import DEFAULT_CHUNK_SIZE
+from fusion_core.losses.cross_entropy import DEFAULT_CHUNK_SIZE
 from fusion_core.planning.counts import EncodedCounts
 from fusion_core.planning.sizes import ModelSize
 

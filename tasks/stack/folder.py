@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_core.errors import FusionError
-from tasks.local_files import disk_errors
+from tasks.store.local_files import disk_errors
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from mlflow.entities.webhook import Webhook, WebhookEvent, WebhookEventStr
 from mlflow.tracking import MlflowClient
 
 from fusion_core.errors import ConfigError
+from tasks.runs.tracking import plain_errors
 from tasks.settings import Settings
-from tasks.tracking import plain_errors
 
 NAME = "fuseline-landed-sources"
 EVENTS: tuple[WebhookEventStr, ...] = ("model_version.created", "model_version_tag.set")

@@ -12,8 +12,8 @@ import psutil
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from fusion_core.errors import FusionError
-from tasks.local_files import disk_errors
 from tasks.stack.folder import write_private
+from tasks.store.local_files import disk_errors
 
 # A process's start time tells it from a later one that was given the same number.
 SAME_START_SECONDS = 1.0

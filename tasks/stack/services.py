@@ -99,7 +99,7 @@ def receiver(ports: Ports, credentials: Credentials, environment: dict[str, str]
     """Return the receiver, to which MLflow tells of registered sources, and which tells Prefect."""
     return Service(
         name="receiver",
-        command=(sys.executable, "-m", "tasks.serve_receiver", LOOPBACK, str(ports.receiver)),
+        command=(sys.executable, "-m", "tasks.landing.serve_receiver", LOOPBACK, str(ports.receiver)),
         address=ports.receiver_url,
         health_url=f"{ports.receiver_url}/health",
         environment=environment | landing_secret(credentials),

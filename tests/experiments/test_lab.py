@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from experiments.lab import SOUP_STRIDE, Entry, Lab, load_lab_recipe
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from fusion_core.sweeps import with_settings
 from tasks.addresses import ResolvedFusion
 

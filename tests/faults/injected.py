@@ -31,7 +31,7 @@ def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 
 def between_upload_and_manifest() -> None:
     """Die when everything of a publication is in the store but its manifest; the argument begins its address."""
-    from tasks.publication import Publication
+    from tasks.store.publication import Publication
 
     def make(finish: Any) -> Any:
         def patched(self: Publication, **given: Any) -> Any:
@@ -46,7 +46,7 @@ def between_upload_and_manifest() -> None:
 
 def after_the_manifest() -> None:
     """Die when a manifest has just been written, and nobody has been told; the argument begins its address."""
-    from tasks.publication import Publication
+    from tasks.store.publication import Publication
 
     def make(finish: Any) -> Any:
         def patched(self: Publication, **given: Any) -> Any:
@@ -62,7 +62,7 @@ def after_the_manifest() -> None:
 
 def in_an_object() -> None:
     """Die when an object is written to the store's temporary file, and is not at its key; the argument ends its key."""
-    from tasks.folder_store import FolderStore
+    from tasks.store.folder import FolderStore
 
     def make(place: Any) -> Any:
         def patched(self: FolderStore, partial: Path, key: str, *rest: Any) -> Any:
@@ -77,7 +77,7 @@ def in_an_object() -> None:
 
 def in_a_checkpoint() -> None:
     """Die when a training checkpoint has its weights and not yet its optimizer; the argument counts checkpoints."""
-    from fusion_core import training_checkpoints
+    from fusion_core.training import checkpoints as training_checkpoints
 
     written: list[Path] = []
 
@@ -128,7 +128,7 @@ def in_a_registration() -> None:
 
 def before_the_lock_is_given_back() -> None:
     """Die when the fusion's run is finished in MLflow and its lock is still held."""
-    from tasks.store_lock import StoreLock
+    from tasks.store.lock import StoreLock
 
     def make(release: Any) -> Any:
         def patched(self: StoreLock) -> None:
@@ -143,7 +143,7 @@ def before_the_lock_is_given_back() -> None:
 
 def record_work() -> None:
     """Write down, line by line into the file that is the argument, every shard that is extracted or fused."""
-    from tasks import extract, fuse
+    from tasks.stages import extract, fuse
 
     def note(stage: str, digest: str, name: str) -> None:
         with Path(argument()).open("a") as file:
@@ -173,7 +173,7 @@ def fill_the_disk() -> None:
 
     The file that takes the room lies beside the home folder's store and is called ballast.
     """
-    from tasks import workplace
+    from tasks.store import workplace
 
     def make(publication: Any) -> Any:
         def patched(store: Any, address: str) -> Any:
@@ -188,7 +188,7 @@ def fill_the_disk() -> None:
 
 def fill_the_disk_for_the_report() -> None:
     """Leave no room when all stages are whole and the run's report is about to be written."""
-    from tasks import summarize
+    from tasks.stages import summarize
 
     def make(render: Any) -> Any:
         def patched(summary: Any) -> str:

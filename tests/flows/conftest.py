@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from fusion_core.token_bytes import token_bytes
+from fusion_core.encoding.token_bytes import token_bytes
 from tests.flows.clusters import prefect_server_of_its_own
 from tests.tasks.object_server import BUCKET, WRITER, running_server, server_program
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fusion_core.sweeps import Sweep
+from tasks.runs.tracking import Tracking
 from tasks.settings import Settings
-from tasks.tracking import Tracking
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("place", "prefect_server")]
 

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flows.fusechat import fusechat
 from fusion_core.recipes import load_recipe
 from tasks import plan
-from tasks.manifest import is_beside_manifest
-from tasks.publication import read_manifest
-from tasks.register import FusionResult
-from tasks.tracking import Tracking
-from tasks.workplace import open_workplace
+from tasks.registry.register import FusionResult
+from tasks.runs.tracking import Tracking
+from tasks.store.manifest import is_beside_manifest
+from tasks.store.publication import read_manifest
+from tasks.store.workplace import open_workplace
 from tests.flows.conftest import TEMPLATE
 
 MODELS = ["stories", "bytes-400", "bytes-700", "target-bytes-400", "target-bytes-700", "plain-sft", "fused"]

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.command_line import application
-from tasks.open_store import open_store
 from tasks.settings import Settings
+from tasks.store.open_store import open_store
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_decision_says_whether_the_gates_were_passed(
 ) -> None:
     from fusion_core.config import PromotionConfig
     from fusion_core.evaluation.decision import Decision
-    from tasks.promotion import Candidacy
+    from tasks.registry.promotion import Candidacy
 
     candidacy = Candidacy(
         model_name="small",
@@ -64,7 +64,7 @@ def test_a_decision_says_whether_the_gates_were_passed(
         decision=Decision(candidate="version 2", champion=None, gates=()),
         config=PromotionConfig(),
     )
-    monkeypatch.setattr("tasks.promotion.judge_version", lambda model, version: candidacy)
+    monkeypatch.setattr("tasks.registry.promotion.judge_version", lambda model, version: candidacy)
     monkeypatch.setattr("flows.command_line.registry_commands.make_ready", lambda: None)
     said = command("promote", "small", "--dry-run", "--json")
     assert (said["passed"], said["version"], said["decision"]["gates"]) == (True, "2", [])

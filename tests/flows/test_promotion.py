@@ -17,14 +17,14 @@ from flows.promote import promote, rollback
 from fusion_core.config import FusionConfig
 from fusion_core.errors import ConfigError
 from fusion_core.recipes import load_recipe
-from tasks.lineage import read_lineage
-from tasks.promotion import Promotion, PromotionError, judge_version, move_champion
-from tasks.register import FusionResult
-from tasks.registry import version_by_alias
-from tasks.reproduce import check_reproduction, write_reproduction
+from tasks.registry.lineage import read_lineage
+from tasks.registry.promotion import Promotion, PromotionError, judge_version, move_champion
+from tasks.registry.register import FusionResult
+from tasks.registry.reproduce import check_reproduction, write_reproduction
+from tasks.registry.versions import version_by_alias
 from tasks.resolve import resolve_fusion
-from tasks.tracking import Tracking
-from tasks.workplace import open_workplace
+from tasks.runs.tracking import Tracking
+from tasks.store.workplace import open_workplace
 
 NAME = "promoted"
 

@@ -13,16 +13,16 @@ from prefect.states import State
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import tasks.train
+import tasks.stages.train
 from flows.refusion import refusion
 from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.recipes import load_recipe
-from tasks.landing import RECIPE_TAG, SOURCE_TAG
-from tasks.quarantine import REASON_TAG, STATE_TAG, release_source
-from tasks.refusion_result import RefusionResult
-from tasks.survey import Survey, survey_sources
-from tasks.tracking import Tracking
-from tasks.workplace import Workplace, open_workplace
+from tasks.landing.quarantine import REASON_TAG, STATE_TAG, release_source
+from tasks.landing.refusion_result import RefusionResult
+from tasks.landing.sources import RECIPE_TAG, SOURCE_TAG
+from tasks.landing.survey import Survey, survey_sources
+from tasks.runs.tracking import Tracking
+from tasks.store.workplace import Workplace, open_workplace
 from tests.flows.conftest import make_lab_source, write_dialogues
 
 
@@ -90,7 +90,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count forward passes by the folder's name of the model that makes them, and targets that are trained."""
     counts: Counter[str] = Counter()
     load = AutoModelForCausalLM.from_pretrained.__func__
-    train = tasks.train.train_target
+    train = tasks.stages.train.train_target
 
     def counting_load(cls: type, folder: object, *arguments: object, **options: object) -> object:
         loaded = load(cls, folder, *arguments, **options)
@@ -103,7 +103,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return train(*arguments, **options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", classmethod(counting_load))
-    monkeypatch.setattr(tasks.train, "train_target", counting_train)
+    monkeypatch.setattr(tasks.stages.train, "train_target", counting_train)
     return counts
 
 

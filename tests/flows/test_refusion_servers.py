@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.landing import RECIPE_TAG, SOURCE_TAG
+from tasks.landing.sources import RECIPE_TAG, SOURCE_TAG
 from tests.flows.conftest import make_lab_source, write_dialogues
 from tests.flows.real_servers import SECRET, Servers, running_servers
 

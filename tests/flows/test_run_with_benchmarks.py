@@ -10,11 +10,11 @@ import pytest
 from flows.fusechat import fusechat
 from fusion_core.errors import EvaluationError, TrackingError
 from fusion_core.recipes import load_recipe
-from tasks.register import FusionResult
+from tasks.registry.register import FusionResult
 from tasks.resolve import resolve_fusion
-from tasks.run_report import report_of_run
-from tasks.tracking import Tracking
-from tasks.workplace import open_workplace
+from tasks.runs.report import report_of_run
+from tasks.runs.tracking import Tracking
+from tasks.store.workplace import open_workplace
 
 # Seven models answer: as long as the fusion itself on a busy machine.
 pytestmark = pytest.mark.slow

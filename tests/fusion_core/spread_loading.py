@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from fusion_core.config import TrainingConfig
-from fusion_core.training_data import FusedShards
-from fusion_core.training_devices import accelerated
-from fusion_core.training_job import TrainingJob
-from fusion_core.training_setup import build_model
+from fusion_core.training.data import FusedShards
+from fusion_core.training.devices import accelerated
+from fusion_core.training.job import TrainingJob
+from fusion_core.training.setup import build_model
 
 
 def resident_bytes(field: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fusion_core.dialogues import Dialogue, Turn
-from fusion_core.encoding import Encoder
+from fusion_core.encoding.encoder import Encoder
 from fusion_core.errors import EvaluationError, ModelError
 from fusion_core.evaluation.held_out import score_held_out
 from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores

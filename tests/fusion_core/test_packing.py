@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fusion_core import extraction
+from fusion_core.extraction import extract as extraction
 from fusion_core.packing import keeps_packed_apart, pack, skips_padding
-from tests.fusion_core.test_extraction import OutOfMemoryAbove, assert_equals_own_logits, extract, some_dialogues
-from tests.fusion_core.test_output_heads import small_model
+from tests.fusion_core.extraction.test_extract import (
+    OutOfMemoryAbove,
+    assert_equals_own_logits,
+    extract,
+    some_dialogues,
+)
+from tests.fusion_core.extraction.test_output_heads import small_model
 
 
 def test_pack_counts_every_sequence_from_0() -> None:

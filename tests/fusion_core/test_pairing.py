@@ -11,7 +11,7 @@ from fusion_core.alignment import Counts, Coverage, add_coverages
 from fusion_core.alignment.statistics import add_counts, count_aligned_pairs
 from fusion_core.config import AlignmentConfig, FusionFunctionConfig
 from fusion_core.distributions import TopK
-from fusion_core.encoding import EncodedDialogue, Encoder
+from fusion_core.encoding.encoder import EncodedDialogue, Encoder
 from fusion_core.errors import DialogueRefusedError, ShardError
 from fusion_core.pairing import fuse_shard, pair_vocabulary
 from fusion_core.shards import Shard, ShardMetadata

@@ -8,9 +8,9 @@ from transformers import AutoConfig, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
 from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.dialogues import Dialogue, Turn
-from fusion_core.encoding import Encoder
+from fusion_core.encoding.encoder import Encoder
 from fusion_core.errors import ModelError
-from fusion_core.models import count_parameters
+from fusion_core.models.identity import count_parameters
 from fusion_core.planning import (
     DeviceThroughput,
     EncodedCounts,

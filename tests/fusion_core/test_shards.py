@@ -21,7 +21,7 @@ from fusion_core import shard_columns
 from fusion_core.config import ExtractionConfig
 from fusion_core.distributions import TopK
 from fusion_core.errors import ShardError
-from fusion_core.extraction import extract_shard
+from fusion_core.extraction.extract import extract_shard
 from fusion_core.shards import (
     METADATA_KEY,
     Shard,

@@ -14,7 +14,7 @@ from fusion_core.dialogues.shards import SCHEMA, load_dialogues, to_table
 from fusion_core.dialogues.turns import Dialogue, Turn, dialogue_id
 from fusion_core.distributions import TopK
 from fusion_core.shards import METADATA_KEY, Shard, ShardMetadata, TrainingInputs, read_shard, write_shard
-from fusion_core.training_data import FusedShards
+from fusion_core.training.data import FusedShards
 from tests.fuzz.fuzzing import NASTY, counts, fuzz, json_bytes, mutated_bytes, mutated_value
 
 METADATA = {"model_digest": "m", "dataset_digest": "d", "top_k": 3, "truncation": "top_k", "schema_version": 1}

@@ -17,17 +17,17 @@ from xml.sax.saxutils import escape
 import pytest
 
 from fusion_core.errors import StoreError
-from tasks.cache_collection import collect_garbage, read_contents, verify
-from tasks.folder_store import FolderStore
-from tasks.landed_files import fetch_source
-from tasks.landing import _stored, list_landed
-from tasks.local_cache import LocalCache
-from tasks.manifest import MANIFEST, Manifest, ManifestEntry, decode_manifest, encode_manifest
-from tasks.publication import fetch_folder
-from tasks.s3_store import S3Store
-from tasks.store import ObjectInfo, Store, is_key
-from tasks.store_lock import StoreLock, abandoned_locks, held
-from tasks.training_checkpoints import StoredCheckpoints
+from tasks.landing.files import fetch_source
+from tasks.landing.sources import _stored, list_landed
+from tasks.stages.training_checkpoints import StoredCheckpoints
+from tasks.store.collection import collect_garbage, read_contents, verify
+from tasks.store.folder import FolderStore
+from tasks.store.interface import ObjectInfo, Store, is_key
+from tasks.store.local_cache import LocalCache
+from tasks.store.lock import StoreLock, abandoned_locks, held
+from tasks.store.manifest import MANIFEST, Manifest, ManifestEntry, decode_manifest, encode_manifest
+from tasks.store.publication import fetch_folder
+from tasks.store.s3 import S3Store
 from tests.fuzz.fuzzing import counts, fuzz, json_bytes, mutated_bytes, mutated_value, nasty
 
 ADDRESS = "targets/0a/1b"
@@ -215,7 +215,7 @@ OWNER = {"owner": "0a", "host": "elsewhere", "pid": 1, "started": 1.0, "renewals
 
 @counts
 def test_what_owners_of_locks_write(count: int, tmp_path: Path) -> None:
-    from tasks.owners import host
+    from tasks.store.owners import host
 
     store = FolderStore(tmp_path / "store")
 

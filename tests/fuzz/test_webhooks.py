@@ -16,10 +16,17 @@ import uvicorn
 
 from fusion_core.config import NAME_PATTERN
 from fusion_core.errors import FusionError
-from tasks import head_timeout
-from tasks.head_timeout import HeadTimeoutProtocol
-from tasks.webhook_deliveries import Deliveries
-from tasks.webhook_receiver import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, Receiver, make_application, sign
+from tasks.landing import head_timeout
+from tasks.landing.head_timeout import HeadTimeoutProtocol
+from tasks.landing.webhook_deliveries import Deliveries
+from tasks.landing.webhook_receiver import (
+    DELIVERY_HEADER,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    Receiver,
+    make_application,
+    sign,
+)
 from tests.fuzz.fuzzing import counts, fuzz, json_bytes, mutated_bytes, mutated_value, nasty, nasty_text
 
 SECRET = "a-secret-of-some-length"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.folder_store import FolderStore
-from tasks.local_cache import LocalCache
-from tasks.store import Store
+from tasks.store.folder import FolderStore
+from tasks.store.interface import Store
+from tasks.store.local_cache import LocalCache
 from tests.tasks.object_server import BUCKET, WRITER, ObjectServer, running_server, server_program
 
 
@@ -38,7 +38,7 @@ def aws_environment(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def s3_store(aws_environment: ObjectServer) -> Store:
     """A store in the server's bucket, below a prefix of its own."""
-    from tasks.s3_store import S3Store
+    from tasks.store.s3 import S3Store
 
     return S3Store(BUCKET, f"tests/{uuid.uuid4().hex}", endpoint_url=aws_environment.endpoint_url)
 

@@ -9,10 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from tasks.publication import find_artifact
-from tasks.train import train_on_fused
-from tasks.workplace import open_workplace
-from tests.tasks.test_train import fusion_of
+from tasks.stages.train import train_on_fused
+from tasks.store.publication import find_artifact
+from tasks.store.workplace import open_workplace
+from tests.tasks.stages.test_train import fusion_of
 
 if __name__ == "__main__":
     folder, pivot = map(Path, sys.argv[1:])

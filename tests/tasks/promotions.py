@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusion_core.config import PromotionConfig
 from fusion_core.evaluation.decision import Decision, GateResult
-from tasks.promotion import Candidacy
+from tasks.registry.promotion import Candidacy
 
 
 def candidacy(name: str, version: str, champion: str | None) -> Candidacy:

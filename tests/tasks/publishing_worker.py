@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tasks import folder_store
-from tasks.folder_store import FolderStore
-from tasks.publication import Publication
-from tasks.store import Store
+from tasks.store import folder as folder_store
+from tasks.store.folder import FolderStore
+from tasks.store.interface import Store
+from tasks.store.publication import Publication
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARDS = tuple(f"shard-{number:05}.parquet" for number in range(3))
@@ -56,7 +56,7 @@ def main(options: dict[str, Any]) -> None:
     if "folder" in options:
         store = FolderStore(Path(options["folder"]))
     else:
-        from tasks.s3_store import S3Store
+        from tasks.store.s3 import S3Store
 
         store = S3Store(options["bucket"], options["prefix"], endpoint_url=options["endpoint"])
     if "kill" in options:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusion_core.config import FusionConfig
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from tasks.addresses import ResolvedFusion
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusion_core.config import FusionConfig
-from fusion_core.models import ResolvedModel
+from fusion_core.models.identity import ResolvedModel
 from tasks import resolve
 from tests.fusion_core.chat_fixtures import CHATML, OPENCHAT, byte_level_tokenizer
 

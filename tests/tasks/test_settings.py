@@ -10,8 +10,8 @@ import pytest
 from flows.command_line.output import _mlflow_hint
 from fusion_core.errors import ConfigError, TrackingError
 from tasks import doctor
+from tasks.runs.tracking import plain_errors
 from tasks.settings import Settings
-from tasks.tracking import plain_errors
 
 
 def test_settings_default_to_everything_embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

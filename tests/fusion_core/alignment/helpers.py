@@ -14,7 +14,7 @@ import numpy as np
 from fusion_core.alignment import BytePositions, SharedText, Spans
 from fusion_core.alignment.positions import align_spans
 from fusion_core.distributions import TopK
-from fusion_core.token_bytes import TokenBytes
+from fusion_core.encoding.token_bytes import TokenBytes
 
 END = b"<end>"
 

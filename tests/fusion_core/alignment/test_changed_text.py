@@ -22,10 +22,10 @@ from fusion_core.alignment.positions import align_spans
 from fusion_core.alignment.projection import CONDITIONED, NO_ENTRY
 from fusion_core.config import AlignmentConfig
 from fusion_core.dialogues import Dialogue
-from fusion_core.encoding import EncodedDialogue, Encoder
+from fusion_core.encoding.encoder import EncodedDialogue, Encoder
+from fusion_core.encoding.token_bytes import token_bytes
 from fusion_core.errors import DialogueRefusedError
 from fusion_core.pairing import pair_vocabulary
-from fusion_core.token_bytes import token_bytes
 from tests.fusion_core.alignment.helpers import one_hot, row_masses
 from tests.fusion_core.chat_fixtures import (
     CHATML,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fusion_core.alignment import project_with_coverage
 from fusion_core.alignment.projection import CONDITIONED, NO_ENTRY, NOT_COVERED
-from fusion_core.token_bytes import TokenBytes
+from fusion_core.encoding.token_bytes import TokenBytes
 from tests.fusion_core.alignment.helpers import dense_rows, make_spans, make_vocabulary, prefix_map, share
 
 ALPHABET = [b"a", b"b", b"c"]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_core.alignment import map_vocabulary, project_with_coverage
-from fusion_core.token_bytes import token_bytes
+from fusion_core.encoding.token_bytes import token_bytes
 from tests.fusion_core.alignment.helpers import make_spans, one_hot, share
-from tests.fusion_core.test_token_bytes import AWKWARD, any_text
+from tests.fusion_core.encoding.test_token_bytes import AWKWARD, any_text
 
 # Byte-level BPE, SentencePiece with byte fallback, Tekken, each with its own way to cut digits, spaces and emoji.
 NAMES = ["openchat_like", "qwen2_5", "mistral_nemo", "yi", "gpt2"]

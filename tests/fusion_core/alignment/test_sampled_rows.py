@@ -9,8 +9,8 @@ import torch
 from fusion_core.alignment.projection import project_with_coverage
 from fusion_core.alignment.sampled_rows import cut_sampled_row, cut_uniforms
 from fusion_core.distributions import TopK
+from fusion_core.extraction.sampled_logits import sample_rows
 from fusion_core.fusion import fuse_with_winners
-from fusion_core.sampled_logits import sample_rows
 from tests.fusion_core.alignment.helpers import dense_rows, make_spans, make_vocabulary, prefix_map, share
 
 DRAWS = 20_000

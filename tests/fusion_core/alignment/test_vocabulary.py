@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from fusion_core.alignment import map_vocabulary
 from fusion_core.alignment.edit_distance import nearest_texts
 from fusion_core.alignment.statistics import add_counts
+from fusion_core.encoding.token_bytes import token_bytes
 from fusion_core.errors import AlignmentError
-from fusion_core.token_bytes import token_bytes
 
 
 def make_tokenizer(tokens: list[str], byte_level: bool, specials: dict[str, str]) -> PreTrainedTokenizerFast:

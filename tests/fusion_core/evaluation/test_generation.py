@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusion_core.chat_templates import ChatTemplate
+from fusion_core.encoding.chat_templates import ChatTemplate
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.generation import Sampling
 from fusion_core.evaluation.generation_transformers import SeededDraw, TransformersGenerator, prompt_ids

@@ -15,8 +15,8 @@ from fusion_core.config import ModelConfig
 from fusion_core.errors import ModelError
 from fusion_core.evaluation.generation import Sampling
 from fusion_core.evaluation.generation_vllm import VllmGenerator
-from fusion_core.model_loading import load_tokenizer
-from fusion_core.models import resolve_model
+from fusion_core.models.identity import resolve_model
+from fusion_core.models.loading import load_tokenizer
 
 STORIES = Path(__file__).resolve().parents[2] / "data" / "stories260k"
 TEMPLATE = (

@@ -11,7 +11,7 @@ from fusion_core.config.benchmarks import LmEvalConfig
 from fusion_core.errors import ConfigError
 from fusion_core.evaluation import suites
 from fusion_core.evaluation.benchmarks import benchmarks_of
-from fusion_core.models import resolve_model
+from fusion_core.models.identity import resolve_model
 
 STORIES = Path(__file__).resolve().parents[2] / "data" / "stories260k"
 TASK = """

@@ -1,0 +1,1 @@
+"""MLflow's model registry: registering, promoting, and telling what a version was made from."""

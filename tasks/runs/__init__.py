@@ -1,0 +1,1 @@
+"""What a run leaves to look at: in MLflow, and on Prefect's pages."""
