@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.answers import AnswersResults
 from experiments.coverage import AlignmentResults
 from experiments.results import Difference, Results, summary
 from experiments.tables import FUSED, JOINT, JOINT_SOUP, PIVOT, SELF, SFT, SOUP
@@ -121,6 +122,22 @@ def alignments(results: AlignmentResults) -> str:
     return "\n".join(lines)
 
 
+def load_answers(name: str) -> AnswersResults:
+    """Read the committed counts of right answers."""
+    return AnswersResults.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def answers(results: AnswersResults) -> str:
+    """Every model's right answers of all that were asked, and how many answers were cut off."""
+    metrics = list(dict.fromkeys(row.metric for row in results.rows))
+    lines = [f"| model | {' | '.join(metrics)} |", "|---|" + "---:|" * len(metrics)]
+    for label in dict.fromkeys(row.label for row in results.rows):
+        rows = {row.metric: row for row in results.rows if row.label == label}
+        shown = [f"{rows[one].right} of {rows[one].items} ({rows[one].unfinished} cut off)" for one in metrics]
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def draw(results: Results) -> None:
     """Draw a table's trained models and the pivot; sources lie far outside and stand in the table alone."""
     given = {row.label for row in results.rows if row.seed is None} - {PIVOT}
@@ -137,7 +154,12 @@ def with_figures(page: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         table, form = match[1].split()
-        figures = alignments(load_alignments(table)) if form == "alignments" else FORMS[form](load(table))
+        if form == "alignments":
+            figures = alignments(load_alignments(table))
+        elif form == "answers":
+            figures = answers(load_answers(table))
+        else:
+            figures = FORMS[form](load(table))
         return f"<!-- figures {match[1]} -->\n\n{figures}\n\n<!-- end -->"
 
     return BLOCK.sub(fill, page)

@@ -45,13 +45,16 @@ class Entry:
     settings : mapping
         What differs from the recipe, by dotted names.
     soup : bool
-        Train the model as often as the recipe has targets, each time with another seed, and merge by the recipe.
+        Train the model as often as there are sources, each time with another seed, and merge by the recipe.
+    sources : tuple of str
+        Which of the recipe's sources are fused, and in which order; empty: all.
     """
 
     label: str
     model: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     soup: bool = False
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Lab:
 
     def scores(self, entry: Entry, seed: int) -> Found:
         """Score one line of a table with one seed."""
-        fusion = self.resolve({} if entry.soup else entry.settings, seed)
+        fusion = self.resolve(self._settings(entry), seed)
         models = {model.name: model for model in (fusion.pivot, *fusion.sources)}
         subject: ResolvedModel | Checkpoint = models.get(entry.model) or self.checkpoint(entry, seed)
         address = fusion.scores(subject if isinstance(subject, ResolvedModel) else subject.address)
@@ -114,11 +117,13 @@ class Lab:
 
     def checkpoint(self, entry: Entry, seed: int) -> Checkpoint:
         """The checkpoint of an entry that is no model of the recipe."""
-        fusion = self.resolve({} if entry.soup else entry.settings, seed)
+        fusion = self.resolve(self._settings(entry), seed)
         if entry.soup:
             # Whole runs are merged, so the recipe's merge counts even where one run trains a single target.
+            chosen = self._chosen(entry)
             merge = {name: value for name, value in entry.settings.items() if name.startswith("merge.")}
-            training = {name: value for name, value in entry.settings.items() if name not in merge}
+            training = chosen | {name: value for name, value in entry.settings.items() if name not in merge}
+            merge = chosen | merge
             seeds = [seed + SOUP_STRIDE * number for number in range(len(fusion.sources))]
             runs = [self._trained(self.resolve(training, one), entry.model) for one in seeds]
             return self._merged(self.resolve(merge, seed), runs)
@@ -136,6 +141,16 @@ class Lab:
         if key not in self._resolved:
             self._resolved[key] = resolve_fusion(config)
         return replace(self._resolved[key], config=config)
+
+    def _settings(self, entry: Entry) -> dict[str, Any]:
+        """What an entry changes of the recipe; of a soup, whose runs and merge differ, only what both have."""
+        return self._chosen(entry) | ({} if entry.soup else dict(entry.settings))
+
+    def _chosen(self, entry: Entry) -> dict[str, Any]:
+        if not entry.sources:
+            return {}
+        given = {source.name: source for source in self.recipe.sources}
+        return {"sources": [given[name].model_dump(mode="json", exclude_unset=True) for name in entry.sources]}
 
     def _trained(self, fusion: ResolvedFusion, model: str) -> Checkpoint:
         if model == CONTROL:

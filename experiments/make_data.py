@@ -43,12 +43,14 @@ def shortened(dialogue: raw_data.Dialogue, tokenizer) -> raw_data.Dialogue | Non
     return None
 
 
-def candidates(dialogues: list[raw_data.Dialogue], seen: set[str], tokenizer) -> list[raw_data.Dialogue]:
+def candidates(
+    dialogues: list[raw_data.Dialogue], seen: set[str], tokenizer, count: int = CANDIDATES
+) -> list[raw_data.Dialogue]:
     """The first short dialogues in the order of their openings' hashes, no opening twice and none that was seen."""
     by_opening = {raw_data.opening(dialogue): dialogue for dialogue in reversed(dialogues)}
     order = sorted(by_opening.keys() - seen, key=lambda opening: hashlib.sha256(opening.encode()).hexdigest())
     short = (shortened(by_opening[opening], tokenizer) for opening in order)
-    return [dialogue for _, dialogue in zip(range(CANDIDATES), filter(None, short), strict=False)]
+    return [dialogue for _, dialogue in zip(range(count), filter(None, short), strict=False)]
 
 
 def split(dialogues: list[raw_data.Dialogue], domain: str) -> tuple[list[Dialogue], list[Dialogue]]:

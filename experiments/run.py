@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from experiments.lab import Entry, Lab, load_lab_recipe
+from experiments.lab import RECIPE, Entry, Lab, load_lab_recipe
 from experiments.results import Key, Results, Row, differences, gather, summary
 from experiments.tables import TABLES, Table
 from fusion_core.errors import FusionError, TrackingError
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def measure(name: str, table: Table, seeds: Sequence[int], output: Path) -> Results:
     """Score every line of a table with every seed, seed by seed, and write what was found."""
-    recipe = load_lab_recipe(table.part)
+    recipe = load_lab_recipe(table.part, RECIPE.with_name(table.recipe))
     tracking: Tracking = open_workplace().tracking(recipe.registry.experiment)
     run = tracking.start_run(f"experiments {name}", {"fuseline.stage": "experiments"})
     try:

@@ -26,12 +26,15 @@ class Table:
         Pairs of which the difference is shown, the second being the baseline.
     part : {"held_out", "validation"}
         What is scored.
+    recipe : str
+        What the table starts from, a file beside this one.
     """
 
     question: str
     entries: tuple[Entry, ...]
     compared: tuple[tuple[str, str], ...] = ()
     part: Literal["held_out", "validation"] = "held_out"
+    recipe: str = "recipe.yaml"
 
 
 def _tuning() -> Table:
@@ -165,6 +168,105 @@ def _top_k() -> Table:
     return Table("How many entries of a distribution are worth their place?", entries, compared)
 
 
+# In this order they are added in table 6; the last two learnt what the first two did, with the pivot's tokenizer.
+ADDED = ("maths", "dialogue", "code", "maths-own", "dialogue-own")
+MORE_SOURCES = "recipe_sources.yaml"
+
+
+def _own_tokenizer() -> Table:
+    other, own = ("maths", "dialogue"), ("maths-own", "dialogue-own")
+    joint = [
+        Entry(f"both sources, {kind}", "fused", {"strategy": "joint"}, sources=names)
+        for kind, names in (("tokenizers of their own", other), ("the pivot's tokenizer", own))
+    ]
+    targets = [Entry(f"target of {name}", f"target:{name}", sources=pair) for pair in (other, own) for name in pair]
+    given = [Entry(f"source {name}", name, sources=pair) for pair in (other, own) for name in pair]
+    compared = [(one.label, f"target of {name}") for one, name in zip(targets[2:], other, strict=True)]
+    return Table(
+        "Does it cost anything that a source has another tokenizer?",
+        (*given, *targets, *joint),
+        (*compared, (joint[1].label, joint[0].label)),
+        recipe=MORE_SOURCES,
+    )
+
+
+def _numbers() -> Table:
+    chat, at_once = [Entry("1 source", f"target:{ADDED[0]}", sources=ADDED[:1])], []
+    for number in range(2, len(ADDED) + 1):
+        chat += [Entry(f"{number} sources, FuseChat", "fused", sources=ADDED[:number])]
+        at_once += [Entry(f"{number} sources, FuseLLM", "fused", {"strategy": "joint"}, sources=ADDED[:number])]
+    soup = Entry(f"soup of {len(ADDED)} SFT", "plain-sft", {"merge.method": "linear"}, soup=True, sources=ADDED)
+    given = [Entry(f"source {name}", name, sources=ADDED) for name in ADDED]
+    steps = [(chat[index + 1].label, one.label) for index, one in enumerate(chat[:-1])]
+    steps += [(at_once[index + 1].label, one.label) for index, one in enumerate(at_once[:-1])]
+    rivals = [(one.label, other.label) for one, other in zip(chat[1:], at_once, strict=True)]
+    return Table(
+        "How many sources pay, and does it cost anything to add them one by one?",
+        (*given, Entry(SFT, "plain-sft"), *chat, *at_once, soup),
+        (*steps, *rivals, (chat[-1].label, soup.label), (at_once[-1].label, SFT)),
+        recipe=MORE_SOURCES,
+    )
+
+
+def _templates() -> Table:
+    names, pivots = ("maths", "dialogue", "code"), {"extraction.template": "pivot"}
+    entries: list[Entry] = []
+    for model, label in (("code", "source code"), ("target:code", "target of code")):
+        entries += [Entry(f"{label}, native template", model, sources=names)]
+        entries += [Entry(f"{label}, the pivot's", model, pivots, sources=names)]
+    joint = {"strategy": "joint"}
+    entries += [Entry("three sources, native templates", "fused", joint, sources=names)]
+    entries += [Entry("three sources, the pivot's", "fused", {**joint, **pivots}, sources=names)]
+    pairs = [(entries[index].label, entries[index + 1].label) for index in (0, 2, 4)]
+    return Table(
+        "Should a source read its own chat template or the pivot's?", tuple(entries), tuple(pairs), recipe=MORE_SOURCES
+    )
+
+
+SCRATCH = "recipe_scratch.yaml"
+SOUP_OF_THREE, JOINT_SOUP_OF_THREE = "soup of three SFT", "soup of three FuseLLM"
+
+
+def _scratch_tuning() -> Table:
+    entries = tuple(
+        Entry(
+            f"{SFT}, rate {1e5 * rate:g}e-5, {epochs} epoch{'s' * (epochs > 1)}",
+            "plain-sft",
+            {"training.learning_rate": rate, "training.epochs": epochs},
+        )
+        for epochs in (1, 2, 4)
+        for rate in (3e-4, 6e-4, 1.2e-3)
+    )
+    return Table("Which rate and how many epochs suit plain SFT of the toy best?", entries, (), "validation", SCRATCH)
+
+
+def _scratch() -> Table:
+    names = ("maths", "code", "dialogue")
+    average = {"merge.method": "linear"}
+    entries = (
+        Entry(PIVOT, "pivot"),
+        *(Entry(f"source {name}", name) for name in names),
+        *(Entry(f"target of {name}", f"target:{name}") for name in names),
+        Entry(SFT, "plain-sft"),
+        Entry(SELF, "target:maths", ALONE),
+        Entry(SOUP_OF_THREE, "plain-sft", average, soup=True),
+        Entry(JOINT, "fused", {"strategy": "joint"}),
+        Entry(FUSED, "fused"),
+        Entry(JOINT_SOUP_OF_THREE, "fused", {"strategy": "joint"} | average, soup=True),
+    )
+    return Table(
+        "Does fusing pay among models of truly different architecture? Toys, trained from nothing.",
+        entries,
+        (
+            *((FUSED, baseline) for baseline in (PIVOT, SFT, SELF, SOUP_OF_THREE, JOINT)),
+            *((JOINT, baseline) for baseline in (PIVOT, SFT, SELF)),
+            (JOINT_SOUP_OF_THREE, SOUP_OF_THREE),
+            (SELF, SFT),
+        ),
+        recipe=SCRATCH,
+    )
+
+
 TABLES = {
     "tuning": _tuning(),
     "table1": _main(),
@@ -173,5 +275,10 @@ TABLES = {
     "table3_rates": _rates(),
     "table3_source": _always(),
     "table4_scores": _alignments(),
+    "table4_own": _own_tokenizer(),
     "table5": _top_k(),
+    "table6": _numbers(),
+    "table7": _templates(),
+    "tuning_scratch": _scratch_tuning(),
+    "table8": _scratch(),
 }

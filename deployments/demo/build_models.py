@@ -24,8 +24,6 @@ from transformers.utils import logging
 from deployments.demo import adapters
 from deployments.demo.chat_tokenizers import (
     BODY_FILE,
-    TURN_END,
-    TURN_START,
     body_tokenizer,
     byte_level_tokenizer,
     gpt2_tokenizer,
@@ -104,9 +102,9 @@ def assemble(config: LlamaConfig, weights: dict[str, Tensor], tokenizer: PreTrai
     """A Llama with these weights, the output embedding tied to the input's."""
     settings = config.to_dict() | {
         "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.convert_tokens_to_ids(TURN_START),
-        "eos_token_id": tokenizer.convert_tokens_to_ids(TURN_END),
-        "pad_token_id": tokenizer.convert_tokens_to_ids(TURN_END),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         "unk_token_id": None,
     }
     model = LlamaForCausalLM(LlamaConfig(**settings))
@@ -121,14 +119,27 @@ def origin(name: str) -> str:
 
 
 def build(name: str, output: Path) -> bool:
-    """Write the checkpoint folder `output/name` whole or not at all; False if it was there.
+    """Write the checkpoint folder `output/name` whole or not at all; False if it was there."""
+
+    def make() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+        config, body = read_body()
+        weights, tokenizer = with_tokenizer(body, MODELS[name])
+        weights = adapters.apply(weights, ADAPTERS / f"{name}.safetensors")
+        return assemble(config, weights, tokenizer).to(MODELS[name].dtype), tokenizer
+
+    return write_checkpoint(output / name, origin(name), make)
+
+
+def write_checkpoint(
+    folder: Path, record: str, make: Callable[[], tuple[LlamaForCausalLM, PreTrainedTokenizerFast]]
+) -> bool:
+    """Write a checkpoint folder whole or not at all; False if one built from the same record was there.
 
     Raises
     ------
     FileExistsError
         If something else is in its place.
     """
-    folder, record = output / name, origin(name)
     if (folder / ORIGIN).is_file():
         if (folder / ORIGIN).read_text(encoding="utf-8") == record:
             return False
@@ -136,12 +147,10 @@ def build(name: str, output: Path) -> bool:
         raise FileExistsError(
             f"{folder} is there but was not built by this command; give another --out or move it away"
         )
-    config, body = read_body()
-    weights, tokenizer = with_tokenizer(body, MODELS[name])
-    weights = adapters.apply(weights, ADAPTERS / f"{name}.safetensors")
-    partial = output / f".{name}.partial"
+    model, tokenizer = make()
+    partial = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    assemble(config, weights, tokenizer).to(MODELS[name].dtype).save_pretrained(partial)
+    model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     (partial / ORIGIN).write_text(record, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

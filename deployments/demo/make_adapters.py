@@ -85,18 +85,15 @@ def batches(dialogues: list[Encoded], steps: int, chance: random.Random) -> list
     return drawn[:steps]
 
 
-def train(name: str, corpora: Path) -> None:
-    """Train the adapter of one model and write it to `adapters/`."""
-    demo_model = MODELS[name]
-    config, body = read_body()
-    weights, tokenizer = with_tokenizer(body, demo_model)
-    model = assemble(config, weights, tokenizer)
-    factors = adapters.attach(model, change_embedding=not demo_model.own_tokenizer, seed=SEED)
-
-    chance = random.Random(SEED)
-    pool = [encoded for _, encoded in draw_pool(name, corpora, tokenizer, chance)]
-
-    steps = STEPS[name]
+def fit(
+    name: str,
+    model: LlamaForCausalLM,
+    factors: dict[str, Tensor],
+    pool: list[Encoded],
+    steps: int,
+    chance: random.Random,
+) -> None:
+    """Train the factors attached to a model on batches drawn from a pool."""
     optimizer = torch.optim.AdamW(factors.values(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARM_UP_STEPS, (steps - step) / (steps - WARM_UP_STEPS))
@@ -109,6 +106,20 @@ def train(name: str, corpora: Path) -> None:
         schedule.step()
         optimizer.zero_grad()
         print(f"{name}: step {step} of {steps}, {loss.item():.3f} nats per response token", flush=True)
+
+
+def train(name: str, corpora: Path) -> None:
+    """Train the adapter of one model and write it to `adapters/`."""
+    demo_model = MODELS[name]
+    config, body = read_body()
+    weights, tokenizer = with_tokenizer(body, demo_model)
+    model = assemble(config, weights, tokenizer)
+    factors = adapters.attach(model, change_embedding=not demo_model.own_tokenizer, seed=SEED)
+
+    chance = random.Random(SEED)
+    pool = [encoded for _, encoded in draw_pool(name, corpora, tokenizer, chance)]
+
+    fit(name, model, factors, pool, STEPS[name], chance)
     adapters.save(factors, ADAPTERS / f"{name}.safetensors")
 
 

@@ -3,6 +3,8 @@
 Legend: V old vocabulary, W new vocabulary, H hidden size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import pre_tokenizers
 from torch import Tensor
@@ -27,7 +29,12 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     return [None if i in special else bytes(alphabet[c] for c in token) for i, token in enumerate(tokens)]
 
 
-def mean_of_pieces(embedding: Tensor, old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> Tensor:
+def mean_of_pieces(
+    embedding: Tensor,
+    old: PreTrainedTokenizerFast,
+    new: PreTrainedTokenizerFast,
+    texts: Sequence[bytes | None] | None = None,
+) -> Tensor:
     """The embedding matrix of the new vocabulary, from the old one alone.
 
     A token's bytes are written in the old vocabulary and the rows of those pieces averaged. Bytes that are no text
@@ -39,7 +46,9 @@ def mean_of_pieces(embedding: Tensor, old: PreTrainedTokenizerFast, new: PreTrai
     embedding
         float32 [V, H], the old rows.
     old, new
-        Byte-level tokenizers of V and W entries.
+        Tokenizers of V and W entries; the old one is byte-level.
+    texts
+        Bytes of the new tokens, None for special ones [W]; only needed where the new tokenizer is not byte-level.
 
     Returns
     -------
@@ -59,7 +68,7 @@ def mean_of_pieces(embedding: Tensor, old: PreTrainedTokenizerFast, new: PreTrai
         except UnicodeDecodeError:
             return [vocabulary.get(characters[byte], fallback) for byte in text]
 
-    rows = [pieces(token, text) for token, text in enumerate(token_bytes(new))]
+    rows = [pieces(token, text) for token, text in enumerate(token_bytes(new) if texts is None else texts)]
     starts = torch.tensor([0] + [len(row) for row in rows[:-1]]).cumsum(0)
     flat = torch.tensor([piece for row in rows for piece in row])
     return torch.nn.functional.embedding_bag(flat, embedding, starts, mode="mean")

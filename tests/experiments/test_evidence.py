@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import evidence
-from experiments.lab import Entry, load_lab_recipe
+from experiments.lab import RECIPE, Entry, load_lab_recipe
 from experiments.results import Difference, Results, Row
 from experiments.tables import FUSED, PIVOT, TABLES
 from fusion_core.dialogues import load_dialogues, prepare_dialogues
@@ -70,7 +70,7 @@ def test_committed_pages_have_the_figures_of_the_committed_results(page: Path) -
 
 def test_every_variant_is_a_valid_recipe_and_every_label_is_its_own() -> None:
     for table in TABLES.values():
-        recipe = load_lab_recipe(table.part)
+        recipe = load_lab_recipe(table.part, RECIPE.with_name(table.recipe))
         for entry in table.entries:
             for settings in parts(entry):
                 with_settings(recipe, settings)
