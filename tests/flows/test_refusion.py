@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tasks.stages.train
+from experiments.lab import Entry, Lab
 from flows.refusion import refusion
 from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.recipes import load_recipe
 from tasks.landing.quarantine import REASON_TAG, STATE_TAG, release_source
 from tasks.landing.refusion_result import RefusionResult
 from tasks.landing.sources import RECIPE_TAG, SOURCE_TAG
-from tasks.landing.survey import Survey, survey_sources
+from tasks.landing.survey import Survey, survey_sources, with_sources
+from tasks.resolve import resolve_fusion
 from tasks.runs.tracking import Tracking
 from tasks.store.workplace import Workplace, open_workplace
 from tests.flows.conftest import make_lab_source, write_dialogues
@@ -192,3 +194,25 @@ def test_a_source_from_the_form_lands_for_good(
     assert work["targets"] == 0
     assert place_of(recipe)[2].find("noise").source.origin == "store"
     assert run(recipe, source=form)[0].name == "NothingNew"
+
+
+def test_sources_taken_in_one_by_one_end_in_the_very_bytes_of_all_at_once(
+    first: RefusionResult,
+    recipe: Path,
+    new_sources: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(new_sources["good-300"])
+    run(recipe)
+    workplace, config, found = place_of(recipe)
+    sources = [item.source for item in found.in_state("fused")]
+    assert len(sources) > len(config.sources)
+    everything = with_sources(config, sources)
+    one_by_one = workplace.folder(resolve_fusion(everything).merged())
+    monkeypatch.setenv("FUSELINE_HOME", str(tmp_path))
+    lab = Lab(everything, None)
+    at_once = lab.workplace.folder(lab.checkpoint(Entry("fused", "fused"), config.training.seed).make().address)
+    assert at_once.is_relative_to(tmp_path)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (one_by_one, at_once)]
+    assert weights[0] == weights[1]
