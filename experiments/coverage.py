@@ -1,6 +1,6 @@
 """What each way of alignment carries over from a source to the pivot's positions and tokens; trains nothing.
 
-    python -m experiments.coverage
+    python -m experiments.coverage table4
 
 Legend: N pivot positions, K entries.
 """
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from experiments.lab import Lab, load_lab_recipe
+from experiments.lab import RECIPE, Lab, load_lab_recipe
 from experiments.run import RESULTS
+from experiments.tables import MORE_SOURCES
 from fusion_core.alignment.coverage import Counts
 from fusion_core.errors import FusionError, TrackingError
 from fusion_core.record import Record
@@ -26,7 +28,6 @@ from tasks.stages.fuse import fuse_distributions
 from tasks.stages.prepare import prepare_dataset
 from tasks.store.workplace import computed_by, open_workplace
 
-NAME = "table4"
 PAPER = {"alignment.positions": "dtw"}
 ALIGNMENTS = {
     "bytes": {},
@@ -36,6 +37,11 @@ ALIGNMENTS = {
     "DTW, mapping statistics": {**PAPER, "alignment.vocabulary": "statistics"},
     "DTW, MinED": {**PAPER, "alignment.vocabulary": "mined"},
     "DTW, exact match": {**PAPER, "alignment.vocabulary": "exact"},
+}
+# Table: recipe, which of its sources, which ways.
+TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "table4": ("recipe.yaml", (), tuple(ALIGNMENTS)),
+    "table4_more": (MORE_SOURCES, ("maths-own", "dialogue-own", "code"), ("bytes", "DTW, mapping statistics")),
 }
 
 
@@ -82,11 +88,11 @@ def gold_probability(shard: Shard) -> float:
     return float(np.where(is_gold_NK, np.exp(shard.top_k.log_probs.astype(np.float64)), 0.0).sum(axis=1).mean())
 
 
-def measure(lab: Lab) -> AlignmentResults:
-    """Align every source in every way."""
+def measure(lab: Lab, sources: Sequence[str], labels: Sequence[str]) -> AlignmentResults:
+    """Align sources in several ways."""
     rows, positions = [], 0
-    for label, settings in ALIGNMENTS.items():
-        fusion = lab.resolve({**settings, "fusion.function": "source"}, 0)
+    for label in labels:
+        fusion = lab.resolve({**ALIGNMENTS[label], **lab.chosen(sources), "fusion.function": "source"}, 0)
         dialogues = prepare_dataset(fusion, lab.run).train
         models = (fusion.pivot, *fusion.sources)
         distributions = {model.name: extract_distributions(fusion, model, dialogues, lab.run) for model in models}
@@ -116,13 +122,16 @@ def measure(lab: Lab) -> AlignmentResults:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
-    output = parser.parse_args().out
-    recipe = load_lab_recipe("held_out")
+    parser.add_argument("table", choices=TABLES, nargs="?", default="table4")
+    arguments = parser.parse_args()
+    output, name = arguments.out, arguments.table
+    file, sources, labels = TABLES[name]
+    recipe = load_lab_recipe("held_out", RECIPE.with_name(file))
     tracking = open_workplace().tracking(recipe.registry.experiment)
     try:
-        run = tracking.start_run(f"experiments {NAME}", {"fuseline.stage": "experiments"})
+        run = tracking.start_run(f"experiments {name}", {"fuseline.stage": "experiments"})
         try:
-            results = measure(Lab(recipe, run))
+            results = measure(Lab(recipe, run), sources, labels)
         except BaseException as error:
             with suppress(TrackingError):
                 tracking.fail_run(run, error)
@@ -132,7 +141,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{NAME}.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (output / f"{name}.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

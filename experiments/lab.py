@@ -6,7 +6,7 @@ nor its checkpoint again, and a killed run goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ class Lab:
         fusion = self.resolve(self._settings(entry), seed)
         if entry.soup:
             # Whole runs are merged, so the recipe's merge counts even where one run trains a single target.
-            chosen = self._chosen(entry)
+            chosen = self.chosen(entry.sources)
             merge = {name: value for name, value in entry.settings.items() if name.startswith("merge.")}
             training = chosen | {name: value for name, value in entry.settings.items() if name not in merge}
             merge = chosen | merge
@@ -130,6 +130,13 @@ class Lab:
         if entry.model == FUSED and fusion.config.strategy == "pairwise":
             return self._merged(fusion, [self._target(fusion, group) for group in fusion.groups])
         return self._trained(fusion, entry.model)
+
+    def chosen(self, sources: Sequence[str]) -> dict[str, Any]:
+        """The setting that leaves some of the recipe's sources, in this order; none named: nothing is changed."""
+        if not sources:
+            return {}
+        given = {source.name: source for source in self.recipe.sources}
+        return {"sources": [given[name].model_dump(mode="json", exclude_unset=True) for name in sources]}
 
     def resolve(self, settings: Mapping[str, Any], seed: int) -> ResolvedFusion:
         """The recipe's variant with its models and data pinned; weights are read once for all variants of them."""
@@ -144,13 +151,7 @@ class Lab:
 
     def _settings(self, entry: Entry) -> dict[str, Any]:
         """What an entry changes of the recipe; of a soup, whose runs and merge differ, only what both have."""
-        return self._chosen(entry) | ({} if entry.soup else dict(entry.settings))
-
-    def _chosen(self, entry: Entry) -> dict[str, Any]:
-        if not entry.sources:
-            return {}
-        given = {source.name: source for source in self.recipe.sources}
-        return {"sources": [given[name].model_dump(mode="json", exclude_unset=True) for name in entry.sources]}
+        return self.chosen(entry.sources) | ({} if entry.soup else dict(entry.settings))
 
     def _trained(self, fusion: ResolvedFusion, model: str) -> Checkpoint:
         if model == CONTROL:
