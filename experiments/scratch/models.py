@@ -154,8 +154,8 @@ def _mostly(domain: str) -> dict[str, int]:
 
 
 TOYS = {
-    "pivot": Toy(_llama, byte_level(4096), dict.fromkeys(DOMAINS, 400), 240),
-    "maths": Toy(_gpt_neox, byte_level(3072), _mostly("mathematics"), 400),
-    "code": Toy(_qwen2, byte_level(5120), _mostly("code"), 400),
-    "dialogue": Toy(_mixtral, sentencepiece_like(4096), _mostly("dialogue"), 400),
+    "pivot": Toy(_llama, byte_level(4096), dict.fromkeys(DOMAINS, 400), 120),
+    "maths": Toy(_gpt_neox, byte_level(3072), _mostly("mathematics"), 240),
+    "code": Toy(_qwen2, byte_level(5120), _mostly("code"), 240),
+    "dialogue": Toy(_mixtral, sentencepiece_like(4096), _mostly("dialogue"), 240),
 }
