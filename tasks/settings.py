@@ -155,6 +155,16 @@ class Settings(BaseSettings):
         return self.cache_dir or self.home / "cache"
 
     @property
+    def work_folder(self) -> Path:
+        """Folder of the stages' work folders, in which a stage that was stopped goes on."""
+        return self.home / "work"
+
+    @property
+    def sources_folder(self) -> Path:
+        """Folder of the landed sources that were fetched to this machine."""
+        return self.home / "sources"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's tracking address, embedded SQLite where none is set."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"

@@ -82,12 +82,18 @@ def collect(
 ) -> None:
     """Show, and with --yes delete, what no registered model and no given recipe needs."""
     from tasks.clean_cache import garbage_rows
+    from tasks.settings import Settings
     from tasks.store.collection import collect_garbage
     from tasks.store.collection_roots import addresses_in_use
+    from tasks.store.local_leftovers import delete_local_leftovers, find_local_leftovers
 
-    garbage = collect_garbage(_store(), addresses_in_use(recipe or []), delete=yes)
+    settings, in_use = Settings(), addresses_in_use(recipe or [])
+    garbage = collect_garbage(_store(), in_use, delete=yes)
+    local = find_local_leftovers(settings, in_use)
+    if yes:
+        delete_local_leftovers(settings, local)
     table = _table("what", "bytes", "address")
-    for row in garbage_rows(garbage):
+    for row in garbage_rows(garbage, local):
         table.add_row(str(row["what"]), f"{row['bytes']:,}", str(row["address"]))
     _print(table)
     verb = "deleted" if yes else "would be deleted; add --yes to do it"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +15,7 @@ from tasks.landing.sources import MARKER, LandedSource
 from tasks.runs.tracking import plain_errors
 from tasks.store.interface import check_key
 from tasks.store.local_files import disk_errors, link_or_copy
+from tasks.store.owners import is_abandoned, temporary_name
 from tasks.store.workplace import Workplace
 
 
@@ -47,21 +49,38 @@ def _in_place(workplace: Workplace, source: LandedSource) -> Path | None:
 
 
 def _fetched(workplace: Workplace, config: FusionConfig, source: LandedSource) -> Path:
-    target = workplace.settings.home / "sources" / source.id
-    if target.is_dir():
-        return target
-    partial = target.with_name(f"{source.id}.{uuid.uuid4().hex[:8]}.partial")
-    with disk_errors(f"Fetching source {source.name} to {target}"):
-        partial.mkdir(parents=True)
-        try:
-            if not _from_store(workplace, source, partial):
-                _from_mlflow(workplace, config, source, partial)
-            # Whole or not at all; of two that fetch at once the second finds the first one's folder.
-            if not target.is_dir():
-                partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    target = workplace.settings.sources_folder / source.id
+    with disk_errors(f"Fetching source {source.name} to {target}"), _made_whole(target) as partial:
+        if partial is not None and not _from_store(workplace, source, partial):
+            _from_mlflow(workplace, config, source, partial)
     return target
+
+
+@contextmanager
+def _made_whole(target: Path) -> Iterator[Path | None]:
+    """Yield a folder that takes the target's place when the block ends without an error; None where that is there.
+
+    What processes of this machine left that were killed in such a block is removed first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for path in target.parent.iterdir():
+        if is_abandoned(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    if target.is_dir():
+        yield None
+        return
+    partial = target.with_name(temporary_name())
+    partial.mkdir()
+    try:
+        yield partial
+        try:
+            partial.rename(target)
+        except OSError:
+            # Of two that make it at once the second finds the first one's folder.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _from_store(workplace: Workplace, source: LandedSource, target: Path) -> bool:
@@ -107,10 +126,10 @@ def _checkpoint_folder(workplace: Workplace, folder: Path, source: LandedSource)
     if not tokenizer.is_dir() or (found[0] / TOKENIZER_FILES[0]).exists():
         return found[0]
     # Put together in a folder of our own: the one that somebody registered stays as it is.
-    whole = workplace.settings.home / "sources" / f"{source.id}-whole"
-    with disk_errors(f"Putting source {source.name} together in {whole}"):
-        whole.mkdir(parents=True, exist_ok=True)
-        for path in (*found[0].iterdir(), *tokenizer.iterdir()):
-            if path.is_file() and not (whole / path.name).exists():
-                link_or_copy(path, whole / path.name)
+    whole = workplace.settings.sources_folder / f"{source.id}-whole"
+    with disk_errors(f"Putting source {source.name} together in {whole}"), _made_whole(whole) as partial:
+        if partial is not None:
+            for path in (*found[0].iterdir(), *tokenizer.iterdir()):
+                if path.is_file() and not (partial / path.name).exists():
+                    link_or_copy(path, partial / path.name)
     return whole

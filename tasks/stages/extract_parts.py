@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -14,8 +13,8 @@ from tasks.stages.device_slots import device_slot
 from tasks.stages.extract import distribution_names, extract, extract_missing
 from tasks.stages.fan_out import fan_out, is_cluster
 from tasks.stages.stage_task import stage_task
-from tasks.store.local_files import disk_errors
 from tasks.store.publication import Artifact, Publication, find_artifact
+from tasks.store.work_folders import locked_folder, remove_leftovers, work_name
 from tasks.store.workplace import open_workplace
 
 
@@ -48,15 +47,14 @@ def extract_some_shards(
     """Compute every ``parts``-th shard of a model, from number ``part`` on, unless the store holds it."""
     workplace = open_workplace()
     address = fusion.distributions(model)
+    work = workplace.settings.work_folder
     if find_artifact(workplace.store, address) is not None:
+        # On a cluster a machine may have no other occasion to remove what a part that was killed there has left.
+        remove_leftovers(work, address)
         return Part(address=address, reused=True)
-    folder = workplace.settings.home / "work" / f"{address.replace('/', '--')}.part-{part}"
-    with disk_errors(f"Making the work folder {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-    with device_slot(workplace.settings, "extract"):
+    with locked_folder(work, work_name(address, part)) as folder, device_slot(workplace.settings, "extract"):
         publication = Publication(workplace.store, address)
         extract_missing(fusion, model, dialogues, publication, folder, distribution_names(dialogues)[part::parts])
-    shutil.rmtree(folder, ignore_errors=True)
     return Part(address=address, reused=False)
 
 

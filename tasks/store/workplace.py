@@ -1,13 +1,9 @@
-"""Where stages work: settings, object store, local cache, and a locked folder for each address under way."""
+"""Where stages work: settings, object store, local cache, and what computes a stage no more than once."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +15,10 @@ from tasks.settings import Settings
 from tasks.stages.device_slots import device_slot
 from tasks.store.interface import Store
 from tasks.store.local_cache import LocalCache, open_cache
-from tasks.store.local_files import disk_errors, full_disk_errors
+from tasks.store.local_files import full_disk_errors
 from tasks.store.open_store import open_store
 from tasks.store.publication import Artifact, Publication, fetch_folder, find_artifact
+from tasks.store.work_folders import locked_folder, remove_leftovers, work_name
 
 # On a fusion's run: which run computed what this one found.
 COMPUTED_BY = "fuseline.computed_by."
@@ -73,13 +70,13 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
     The work folder survives a failure, so that the next try resumes from it, and is removed on success.
     """
     tracking = workplace.tracking(stage.experiment)
-    work = workplace.settings.home / "work"
+    work = workplace.settings.work_folder
     found = find_artifact(workplace.store, stage.address)
     if found is not None:
-        _remove_leftovers(work, stage.address)
+        remove_leftovers(work, stage.address)
         return _linked(tracking, stage, found)
     workplace.store.remove_abandoned()
-    with _locked_folder(work, stage.address) as folder:
+    with locked_folder(work, work_name(stage.address)) as folder:
         found = find_artifact(workplace.store, stage.address)
         if found is not None:
             _linked(tracking, stage, found)
@@ -106,6 +103,7 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
                     },
                 )
                 tracking.log(run, metrics={"bytes": found.bytes, "objects": found.objects})
+    remove_leftovers(work, stage.address)
     release_memory()
     return found
 
@@ -119,55 +117,3 @@ def _linked(tracking: Tracking, stage: Stage, found: Artifact) -> Artifact:
 def computed_by(artifact: Artifact) -> str:
     """Return the MLflow run that computed a result, or that it was made without one."""
     return str(artifact.metadata.get("mlflow_run") or "a command without a run")
-
-
-@contextmanager
-def _locked_folder(root: Path, address: str) -> Iterator[Path]:
-    """Yield a stage's work folder, this process's alone; it is removed when the block ends without an error."""
-    folder, lock = _work_paths(root, address)
-    with ExitStack() as stack:
-        with disk_errors(f"Making the work folder {folder}"):
-            root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(lock))
-            folder.mkdir(exist_ok=True)
-        yield folder
-        _remove(folder, lock)
-
-
-def _remove_leftovers(root: Path, address: str) -> None:
-    """Remove the work folder of a stage that is whole, where its process was killed before it could."""
-    folder, lock = _work_paths(root, address)
-    if not lock.exists():
-        return
-    with disk_errors(f"Removing the work folder {folder}"), lock.open("w") as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(folder, lock)
-
-
-def _work_paths(root: Path, address: str) -> tuple[Path, Path]:
-    name = address.replace("/", "--")
-    return root / name, root / f"{name}.lock"
-
-
-def _remove(folder: Path, lock: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    # While it is still locked: whoever waits for it notices that it is gone.
-    lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    while True:
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever had it before us may have removed the file that we were waiting for.
-            if _is_at(path, os.fstat(file.fileno()).st_ino):
-                yield
-                return
-
-
-def _is_at(path: Path, number: int) -> bool:
-    try:
-        return path.stat().st_ino == number
-    except FileNotFoundError:
-        return False

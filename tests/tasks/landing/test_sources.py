@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,13 +14,14 @@ from fusion_core.config import FusionConfig, ModelConfig
 from fusion_core.errors import ConfigError, ModelError, StoreError, TrainingInterruptedError
 from tasks.landing.files import fetch_source
 from tasks.landing.quarantine import read_records, record_source, release_source
-from tasks.landing.sources import land_source, list_landed
+from tasks.landing.sources import LandedSource, land_source, list_landed
 from tasks.landing.take_in import is_fault_of_source
 from tasks.settings import Settings
 from tasks.store.contents import read_contents
 from tasks.store.interface import ObjectInfo, Store
 from tasks.store.local_cache import open_cache
-from tasks.store.workplace import Workplace
+from tasks.store.owners import is_abandoned
+from tasks.store.workplace import Workplace, open_workplace
 
 STORIES = Path(__file__).resolve().parents[2] / "data" / "stories260k"
 
@@ -120,6 +123,52 @@ def test_weights_in_mlflows_own_layout_are_found(workplace: Workplace, tmp_path:
     )
     folder = Path(str(fetch_source(workplace, config, landed).path))
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+FETCH_AND_DIE = """
+import os, signal, sys
+from tasks.landing import files
+from tests.tasks.landing.test_sources import flavour_of, recipe
+from tasks.landing.files import fetch_source
+from tasks.store.workplace import open_workplace
+
+def die(path, to):
+    to.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+files.link_or_copy = die
+workplace = open_workplace()
+fetch_source(workplace, recipe(look_in=["store"]), flavour_of(workplace, sys.argv[1]))
+"""
+
+
+def flavour_of(workplace: Workplace, address: str) -> LandedSource:
+    """A version in the registry whose files are at an address."""
+    own = list_landed(workplace, recipe(look_in=["store"]))[0]
+    return own.model_copy(update={"origin": "registry", "model": None, "files": address})
+
+
+def test_what_a_killed_fetch_left_goes_with_the_next(
+    folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FUSELINE_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FUSELINE_HOME", str(tmp_path / "home"))
+    workplace = open_workplace()
+    (tmp_path / "flavour" / "components" / "tokenizer").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(STORIES / name, tmp_path / "flavour" / name)
+    shutil.copy(STORIES / "tokenizer.json", tmp_path / "flavour" / "components" / "tokenizer")
+    address = (tmp_path / "flavour").as_uri()
+    command = [sys.executable, "-c", FETCH_AND_DIE, address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    (left,) = workplace.settings.sources_folder.iterdir()
+    assert is_abandoned(left.name)
+    folder = Path(str(fetch_source(workplace, recipe(look_in=["store"]), flavour_of(workplace, address)).path))
+    assert (folder / "model.safetensors").read_bytes() == (STORIES / "model.safetensors").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert list(workplace.settings.sources_folder.iterdir()) == [folder]
 
 
 def test_only_a_models_own_faults_put_it_in_quarantine() -> None:
