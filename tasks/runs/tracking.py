@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fusion_core.errors import FusionError, TrackingError, TrainingInterruptedError, first_line
+from tasks.runs.embedded_database import make_embedded_database
 from tasks.runs.system_metrics import system_metrics
 from tasks.settings import Settings, without_credentials
 from tasks.store.local_files import is_full_disk
@@ -44,6 +45,8 @@ class Tracking:
         """The client; with an embedded SQLite database its first use creates the tables."""
         # It writes the traceback of what it raises besides, and `plain_errors` makes one sentence of that.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        with plain_errors(self.settings):
+            make_embedded_database(self.settings)
         return MlflowClient(tracking_uri=self.settings.tracking_uri)
 
     @cached_property
