@@ -15,9 +15,9 @@ from fusion_core.models.identity import ResolvedModel
 from fusion_core.training.loop import SPEED_SETTINGS
 
 # Raise a stage's number when its code changes the bytes it makes: its address then changes, nothing stale is reused.
-ALGORITHM_VERSIONS = {"extraction": 3, "fusion": 4, "training": 1, "merge": 2, "scores": 2}
+ALGORITHM_VERSIONS = {"extraction": 3, "fusion": 4, "training": 1, "merge": 3, "scores": 2}
 # Of single merge methods, where theirs alone changed; the others' merges need not be computed again.
-MERGE_VERSIONS = {"sce": 3}
+MERGE_VERSIONS = {"sce": 4}
 
 # Settings that change speed or memory but not what is computed stay out of the addresses.
 EXTRACTION_SPEED_SETTINGS = {"batch_tokens", "placement", "processes"}

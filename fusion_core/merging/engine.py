@@ -26,6 +26,7 @@ def merge_checkpoints(
     output: Path,
     spec: MergeSpec,
     *,
+    names: Sequence[str] | None = None,
     progress: Advance = ignore_progress,
     complete: Callable[[Path, MergeReport], None] = lambda folder, report: None,
 ) -> MergeReport:
@@ -39,6 +40,8 @@ def merge_checkpoints(
         Folder to create: weights, the pivot's config, tokenizer and template, and ``merge_report.json``. It appears
         when it is whole. An earlier merge at this place is replaced, anything else is not.
     spec : MergeSpec
+    names : sequence of str, optional
+        What the report calls the pivot and then each target; default: by their folders' names.
     progress : callable
         Called with tensors done and tensors to do; methods that need two passes count each tensor twice.
     complete : callable
@@ -47,7 +50,7 @@ def merge_checkpoints(
     Returns
     -------
     MergeReport
-        The same for the same inputs, as are the bytes written.
+        The same for the same inputs and names, as are the bytes written.
 
     Raises
     ------
@@ -56,6 +59,8 @@ def merge_checkpoints(
     """
     if not targets:
         raise MergeError("A merge needs at least one target; name the targets' checkpoint folders.")
+    if names is not None and len(names) != len(targets) + 1:
+        raise MergeError(f"{len(names)} names were given for a pivot and {len(targets)} targets; give one for each.")
     method = build_method(spec, len(targets))
     device = _usable_device(spec.device)
     with ExitStack() as stack:
@@ -69,10 +74,8 @@ def merge_checkpoints(
             set_config_dtype(folder, spec.dtype)
         merge = StreamedMerge(checkpoints, method, spec, device, progress)
         merge.run(folder, output)
-        report = MergeReport(
-            spec, Path(pivot).resolve().name, [Path(target).resolve().name for target in targets], merge.weights,
-            merge.statistics,
-        )  # fmt: skip
+        called = list(names) if names is not None else [Path(one).resolve().name for one in (pivot, *targets)]
+        report = MergeReport(spec, called[0], called[1:], merge.weights, merge.statistics)
         (folder / JSON_NAME).write_text(report.to_json(), encoding="utf-8")
         complete(folder, report)
     return report

@@ -28,9 +28,9 @@ class MergeReport:
     ----------
     spec : MergeSpec
     pivot : str
-        Name of the pivot's folder.
+        What the pivot is called.
     targets : list of str
-        Names of the targets' folders; every list below is in this order.
+        What the targets are called; every list below is in this order.
     weights : dict
         One weight per target for each tensor. varm by parameter: the mean over the entries. task_arithmetic, ties,
         dare: the factor of the target's delta.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fusion_core.errors import MergeError
 from fusion_core.merging import MergeReport, MergeSpec, merge_checkpoints
 from tests.fusion_core.merging.checkpoints import save_all
 
@@ -68,6 +70,24 @@ def test_saved_json_and_parquet_hold_the_same(report: MergeReport, tmp_path: Pat
         ("model.layers.10", "w"),
         ("", "head"),
     }
+
+
+def test_names_that_are_given_stand_for_folders(report: MergeReport, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("pivot", "target-0", "target-1")]
+    for name in ("one", "two"):
+        for folder in folders:
+            (tmp_path / name / folder.name).parent.mkdir(exist_ok=True)
+            shutil.copytree(folder, tmp_path / name / f"{folder.name}-{name}")
+    merged = []
+    for name in ("one", "two"):
+        pivot, *targets = (tmp_path / name / f"{folder.name}-{name}" for folder in folders)
+        names = ["the pivot", "a", "b"]
+        made = merge_checkpoints(pivot, targets, tmp_path / name / "merged", MergeSpec(), names=names)
+        assert (made.pivot, made.targets) == ("the pivot", ["a", "b"])
+        merged.append((tmp_path / name / "merged" / "merge_report.json").read_bytes())
+    assert merged[0] == merged[1]
+    with pytest.raises(MergeError, match="2 names were given for a pivot and 2 targets"):
+        merge_checkpoints(folders[0], folders[1:], tmp_path / "merged", MergeSpec(), names=["a", "b"])
 
 
 def test_heat_map_is_layers_by_matrices(report: MergeReport, tmp_path: Path) -> None:
