@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from tasks.store.owners import TEMPORARY_NAME
 from tests.faults.launcher import Launcher
 
 RUN_SECONDS = 300.0
@@ -103,7 +104,9 @@ class Home:
         """Everything that only a run under way may have."""
         places = (self.store / ".partial", self.store / "locks", self.folder / "work", self.folder / "tmp")
         found = [path for place in places if place.is_dir() for path in place.rglob("*")]
-        found += [path for path in self.folder.rglob("*") if path.name.endswith((".tmp", ".partial", "-journal"))]
+        for path in self.folder.rglob("*"):
+            if path.name.endswith((".tmp", ".partial", "-journal")) or TEMPORARY_NAME.fullmatch(path.name):
+                found.append(path)
         return sorted({str(path.relative_to(self.folder)) for path in found} - {"store/.partial"})
 
 

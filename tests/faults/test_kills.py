@@ -16,6 +16,7 @@ STAGES = ("start", "prepare held_out", "prepare train", "extract pivot", "extrac
 STAGES += ("fuse 400", "fuse 700", "train 400", "train 700", "merge", "evaluate pivot", "evaluate 400", "evaluate 700")
 STAGES += ("evaluate target 400", "evaluate target 700", "evaluate fused and register")
 INSTANTS = 60
+TRIALS = 4
 # One of each kind of stage comes first.
 FIRST = (0, 2, 3, 5, 6, 8, 9, 10, 11, 16)
 FIRST_SHARES = {16: 0.8}
@@ -50,10 +51,15 @@ def test_a_kill_at_any_instant_loses_nothing_that_was_whole(
     fusions: Fusions, undisturbed: Undisturbed, instant: Instant
 ) -> None:
     assert len(undisturbed.timeline.names) == len(STAGES) - 1
-    home = fusions.home(f"kill-{instant}")
-    pid = fusions.start(home)
-    killed = kill_in(home, pid, undisturbed.timeline, instant.stage, instant.share)
-    assert fusions.launcher.wait(pid) == (-9 if killed else 0)
+    # On a busy machine a stage of some milliseconds may be over before it is seen.
+    for trial in range(TRIALS):
+        home = fusions.home(f"kill-{instant}-{trial}")
+        pid = fusions.start(home)
+        killed = kill_in(home, pid, undisturbed.timeline, instant.stage, instant.share)
+        assert fusions.launcher.wait(pid) == (-9 if killed else 0)
+        if killed:
+            break
+    assert killed, f"{TRIALS} runs ended before they could be killed"
     before = home.whole()
     # The last moments belong to a fusion that is finished; run again it is another one that finds everything.
     finished = [status for _, status, fusion in home.mlflow_runs() if fusion] == ["FINISHED"]
@@ -96,11 +102,12 @@ def test_a_kill_at_a_named_instant_loses_nothing_that_was_whole(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.6, 1.0])
 def test_a_kill_while_mlflow_makes_its_tables(fusions: Fusions, undisturbed: Undisturbed, seconds: float) -> None:
     home = replace(fusions, template=None).home(f"tables-{seconds}")
     pid = fusions.start(home)
-    assert wait_until(lambda: (home.folder / "mlflow.db").exists() or not is_running(pid), 120)
+    # They are made in a folder beside the file, and come to its place whole.
+    assert wait_until(lambda: bool(list(home.folder.glob("*/mlflow.db"))) or not is_running(pid), 120)
     time.sleep(seconds)
     kill_tree(pid)
     assert fusions.launcher.wait(pid) == -9
