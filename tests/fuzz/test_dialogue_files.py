@@ -128,8 +128,7 @@ def test_prepared_whole_or_not_at_all(count: int, tmp_path: Path) -> None:
         ]
         assert len(loaded) == counted
 
-    # Each writes a dozen files.
-    fuzz(max(20, count // 10), make, read, tmp_path)
+    fuzz(count, make, read, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"data.jsonl", "prepared"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from tests.fuzz.fuzzing import (
 )
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes").glob("*.yaml"))
+DOCUMENTS = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in RECIPES]
 SWEEP = {
     "name": "lambda",
     "vary": {"training.lm_weight": [0.5, 0.9], "training.epochs": [1, 2, 3]},
@@ -70,7 +72,7 @@ def text_of(rng: random.Random, document: Any) -> str:
 
 
 def make_recipe(rng: random.Random) -> str:
-    document = yaml.safe_load(rng.choice(RECIPES).read_text(encoding="utf-8"))
+    document = copy.deepcopy(rng.choice(DOCUMENTS))
     for _ in range(rng.randrange(3)):
         section = rng.choice(list(SETTINGS))
         place = document.setdefault(section, {})

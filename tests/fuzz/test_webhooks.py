@@ -146,6 +146,8 @@ def test_any_bytes_as_a_request(count: int, server: Server, tmp_path: Path) -> N
     def read(content: bytes) -> None:
         with socket.create_connection(server.address, timeout=0.5) as connection:
             connection.sendall(content)
+            # Half a request is over at once, not when the server has waited for its end.
+            connection.shutdown(socket.SHUT_WR)
             try:
                 answer = connection.recv(65536)
             except OSError:
@@ -155,6 +157,5 @@ def test_any_bytes_as_a_request(count: int, server: Server, tmp_path: Path) -> N
         if status != b"401":
             raise FusionError("it was no request of a webhook.")
 
-    # Each is a connection.
-    fuzz(max(50, count // 10), lambda rng: mutated_bytes(rng, valid), read, tmp_path)
+    fuzz(count, lambda rng: mutated_bytes(rng, valid), read, tmp_path)
     assert httpx.get(f"{server.url}/health").status_code == 200
