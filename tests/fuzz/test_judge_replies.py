@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,19 +57,16 @@ class RawServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            with connection:
+            # Both are closed, else the client would wait for the rest of half an answer.
+            with connection, connection.makefile("rb") as request, suppress(OSError):
                 connection.settimeout(2)
-                try:
-                    request = connection.makefile("rb")
-                    length = 0
-                    while (line := request.readline()).strip():
-                        name, _, value = line.partition(b":")
-                        length = int(value) if name.lower() == b"content-length" else length
-                    # What is left unread would reset the connection, and the answer with it.
-                    request.read(length)
-                    connection.sendall(self.answer)
-                except OSError:
-                    pass
+                length = 0
+                while (line := request.readline()).strip():
+                    name, _, value = line.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                # What is left unread would reset the connection, and the answer with it.
+                request.read(length)
+                connection.sendall(self.answer)
 
     def close(self) -> None:
         self._socket.close()
