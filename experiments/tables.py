@@ -203,7 +203,7 @@ def _numbers() -> Table:
     return Table(
         "How many sources pay, and does it cost anything to add them one by one?",
         (*given, Entry(SFT, "plain-sft"), *chat, *at_once, soup),
-        (*steps, *rivals, (chat[-1].label, soup.label), (at_once[-1].label, SFT)),
+        (*steps, *rivals, *((one[-1].label, SFT) for one in (chat, at_once)), (chat[-1].label, soup.label)),
         recipe=MORE_SOURCES,
     )
 
@@ -218,6 +218,9 @@ def _templates() -> Table:
     entries += [Entry("three sources, native templates", "fused", joint, sources=names)]
     entries += [Entry("three sources, the pivot's", "fused", {**joint, **pivots}, sources=names)]
     pairs = [(entries[index].label, entries[index + 1].label) for index in (0, 2, 4)]
+    # Whether what a source knows of code arrives where the source knows the style of the dialogues, too.
+    pairs += [(entries[index].label, SFT) for index in (2, 4)]
+    entries += [Entry(SFT, "plain-sft")]
     return Table(
         "Should a source read its own chat template or the pivot's?", tuple(entries), tuple(pairs), recipe=MORE_SOURCES
     )
