@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_core.batching import pad_right, token_batches
 from fusion_core.config import ExtractionConfig
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Logits [T, V] held at once where a model's own are taken: 512 MiB of float32.
 OWN_LOGITS = 1 << 27
+# A processor takes positions in multiples of these; those filled in are thrown away.
+POSITIONS_TOGETHER = 32
 
 
 @dataclass
@@ -215,9 +217,8 @@ class _Extraction:
         rows = np.repeat(np.arange(len(batch)), [len(dialogue.response_positions) for dialogue in dialogues])
         at = starts[rows] + np.concatenate([dialogue.response_positions for dialogue in dialogues]).astype(np.int64)
         labels = np.concatenate([d.input_ids[d.response_positions + 1] for d in dialogues]).astype(np.int64)
-        token_ids, log_probs, label_log_probs = self._distributions(
-            arguments, torch.from_numpy(at), torch.from_numpy(labels), dialogues
-        )
+        read = self._distributions(arguments, torch.from_numpy(at), torch.from_numpy(labels), dialogues)
+        token_ids, log_probs, label_log_probs = (part[: len(at)] for part in read)
         places = np.concatenate([np.arange(self.row_splits[i], self.row_splits[i + 1]) for i in batch])
         self.token_ids[places] = token_ids.cpu().numpy()
         self.log_probs[places] = log_probs.cpu().numpy()
@@ -232,6 +233,10 @@ class _Extraction:
         head, k = self.known.head, self.config.top_k
         settings: dict[str, Any] = {"vocabulary_size": self.vocabulary_size}
         uniforms = self._uniforms(dialogues) if self.config.truncation == "sampled" else None
+        if self.device.type == "cpu":
+            # A processor's library compiles products for every shape that it meets, and keeps half a megabyte of each.
+            at, labels = _fill_up(at), _fill_up(labels)
+            uniforms = None if uniforms is None else _fill_up(uniforms)
         if head is None:
             logits = self.model(**arguments).logits.flatten(0, 1)
             logits, labels = logits[at.to(logits.device)], labels.to(logits.device)
@@ -272,6 +277,10 @@ class _Extraction:
             seconds=time.monotonic() - self.started,
             own_logits=bool(tokens) and self.known.head is None,
         )
+
+
+def _fill_up(numbers: Tensor) -> Tensor:
+    return nn.functional.pad(numbers, (0, -len(numbers) % POSITIONS_TOGETHER))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

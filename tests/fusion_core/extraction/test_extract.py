@@ -232,4 +232,6 @@ def test_only_hidden_states_at_response_positions_meet_the_output_embedding(monk
     monkeypatch.setattr(extraction, "top_k_distributions", watch)
     dialogues = some_dialogues()
     top_k, _ = extract(small_model("Llama"), dialogues)
-    assert sum(seen) == top_k.positions
+    # A processor's are filled up to a multiple of 32.
+    assert 0 <= sum(seen) - top_k.positions < 32 * len(seen)
+    assert all(positions % 32 == 0 for positions in seen)
