@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_core.batching import pad_right, token_batches
+from fusion_core.batching import few_lengths, pad_right, token_batches
 from fusion_core.config import ExtractionConfig
 from fusion_core.distributions import TopK
 from fusion_core.errors import ModelError
@@ -131,6 +131,8 @@ class _Extraction:
         self.label_log_probs = np.empty(positions, dtype=np.float32)
         self.done = self.tokens_read = 0
         self.started = time.monotonic()
+        # See `few_lengths`.
+        self.few_shapes = device.type == "cpu"
         self.known = self._know()
         self.budget = self._first_budget()
 
@@ -174,7 +176,13 @@ class _Extraction:
         return TopK(self.token_ids, self.log_probs, self.label_log_probs, self.row_splits)
 
     def _batches(self, lengths: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        return token_batches(lengths, self.budget, packed=self.known.packs)
+        return token_batches(
+            lengths, self.budget, packed=self.known.packs, few_shapes=self.few_shapes and not self.known.packs
+        )
+
+    def _padded(self, batch: np.ndarray) -> int:
+        longest = [self.lengths[int(batch[0])]]
+        return int(few_lengths(longest)[0]) if self.few_shapes else longest[0]
 
     def _first_budget(self) -> int:
         budgets = [self.config.batch_tokens]
@@ -211,7 +219,7 @@ class _Extraction:
             input_ids, position_ids, starts = pack(ids)
             arguments["position_ids"] = position_ids.to(self.device)
         else:
-            input_ids = torch.from_numpy(pad_right(ids, fill=0))
+            input_ids = torch.from_numpy(pad_right(ids, fill=0, length=self._padded(batch)))
             starts = np.arange(len(ids)) * input_ids.shape[1]
         arguments["input_ids"] = input_ids.to(self.device)
         rows = np.repeat(np.arange(len(batch)), [len(dialogue.response_positions) for dialogue in dialogues])
@@ -233,8 +241,7 @@ class _Extraction:
         head, k = self.known.head, self.config.top_k
         settings: dict[str, Any] = {"vocabulary_size": self.vocabulary_size}
         uniforms = self._uniforms(dialogues) if self.config.truncation == "sampled" else None
-        if self.device.type == "cpu":
-            # A processor's library compiles products for every shape that it meets, and keeps half a megabyte of each.
+        if self.few_shapes:
             at, labels = _fill_up(at), _fill_up(labels)
             uniforms = None if uniforms is None else _fill_up(uniforms)
         if head is None:
