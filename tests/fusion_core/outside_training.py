@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.fusion_core.training.test_target import settings, train
+from tests.fusion_core.training_fixtures import settings, train
 
 if __name__ == "__main__":
     folder, strategy, pivot, *shards = sys.argv[1:]

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from fusion_core.config import TrainingConfig
 from fusion_core.distributions import TopK
 from fusion_core.shards import Shard, ShardMetadata, TrainingInputs, write_shard
+from fusion_core.training.target import train_target
 
 VOCABULARY = 96
+CPU = torch.device("cpu")
 
 
 def write_tiny_llama(
@@ -104,3 +108,34 @@ def write_fused_shards(folder: Path, model_folder: Path, dialogues: list[np.ndar
         write_shard(path, fused_shard(chosen, distributions_of(model_folder, chosen, top_k), int(part[0])))
         paths.append(path)
     return paths
+
+
+def settings(**changes) -> TrainingConfig:
+    batch = {} if "batch_tokens" in changes else {"batch_dialogues": 6}
+    return TrainingConfig(
+        **{
+            **batch,
+            "epochs": 2,
+            "micro_batch_tokens": 96,
+            "learning_rate": 3e-3,
+            "warmup_share": 0.2,
+            "precision": "float32",
+            "checkpoint_steps": 4,
+            "window_steps": 2,
+            **changes,
+        }
+    )
+
+
+def train(pivot, shards, folder, config, **options):
+    return train_target(
+        pivot, shards, folder / "target", config, checkpoint_folder=folder / "checkpoints", device=CPU, **options
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def weights_bytes(folder: Path) -> bytes:
+    return (folder / "target/model.safetensors").read_bytes()

@@ -13,8 +13,7 @@ from fusion_core.shards import Shard, write_shard
 from fusion_core.training.data import FusedShards, load_batch
 from fusion_core.training.metrics import TrainingHistory
 from fusion_core.training.plan import BatchPlan, packed_groups, padded_groups, shuffled_by_window, starts_by_tokens
-from tests.fusion_core.training.test_target import pivot, settings, shards, train  # noqa: F401
-from tests.fusion_core.training_fixtures import fused_shard, random_dialogues, response_positions
+from tests.fusion_core.training_fixtures import fused_shard, random_dialogues, response_positions, settings, train
 
 
 def labelled(dialogues: list[np.ndarray], top_k: int = 3) -> TopK:
@@ -166,7 +165,7 @@ def test_dialogues_without_positions_are_left_out(tmp_path):
     assert FusedShards([tmp_path / "0.parquet"]).index[:, 1].tolist() == [0, 2, 3]
 
 
-def test_nan_stops_the_run_and_names_step_and_dialogues(pivot, tmp_path):  # noqa: F811
+def test_nan_stops_the_run_and_names_step_and_dialogues(pivot, tmp_path):
     dialogues = random_dialogues(12)
     top_k = labelled(dialogues)
     top_k.log_probs[top_k.row_splits[7], 0] = np.nan
@@ -187,7 +186,7 @@ def test_a_jump_of_the_loss_stops_the_run():
         history.stop_if_diverging(40, 12.0, 3.0, ("a", "b"), 5.0)
 
 
-def test_another_runs_checkpoint_is_refused(pivot, shards, tmp_path):  # noqa: F811
+def test_another_runs_checkpoint_is_refused(pivot, shards, tmp_path):
     train(pivot, shards, tmp_path, settings())
     with pytest.raises(TrainingError, match="another learning_rate, lm_weight"):
         train(pivot, shards, tmp_path, settings(learning_rate=1e-3), lm_weight=0.5)
@@ -195,7 +194,7 @@ def test_another_runs_checkpoint_is_refused(pivot, shards, tmp_path):  # noqa: F
     train(pivot, shards, tmp_path, settings(micro_batch_tokens=500))
 
 
-def test_sampled_distributions_are_importance_weights(pivot, tmp_path):  # noqa: F811
+def test_sampled_distributions_are_importance_weights(pivot, tmp_path):
     dialogues = random_dialogues(8)
     top_k = labelled(dialogues)
     paths = []
@@ -213,7 +212,7 @@ def test_sampled_distributions_are_importance_weights(pivot, tmp_path):  # noqa:
             train(pivot, paths[1:], tmp_path / "refused", settings(**changes))
 
 
-def test_running_out_of_memory_names_the_batch_and_what_to_lower(pivot, shards, tmp_path, monkeypatch):  # noqa: F811
+def test_running_out_of_memory_names_the_batch_and_what_to_lower(pivot, shards, tmp_path, monkeypatch):
     def no_memory(*arguments, **options):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
 

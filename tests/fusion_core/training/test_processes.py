@@ -17,14 +17,13 @@ from fusion_core.training.interruption import Interruption
 from fusion_core.training.job import TrainingJob, TrainingListener
 from fusion_core.training.processes import train_in_child_processes
 from fusion_core.training.target import train_target
-from tests.fusion_core.training.test_target import CPU, pivot, settings, shards, train, weights  # noqa: F401
-from tests.fusion_core.training_fixtures import write_tiny_llama
+from tests.fusion_core.training_fixtures import CPU, settings, train, weights, write_tiny_llama
 
 # Starting Python with torch in children takes most of these tests' time.
 pytestmark = pytest.mark.timeout(300)
 
 
-def train_in_child(pivot, shards, folder: Path, config, progress=ignore_progress):  # noqa: F811
+def train_in_child(pivot, shards, folder: Path, config, progress=ignore_progress):
     job = TrainingJob(pivot, tuple(shards), folder / "target", config, folder / "checkpoints", 0.9, CPU)
     with Interruption() as interruption:
         return train_in_child_processes(job, TrainingListener(progress), interruption)
@@ -45,7 +44,7 @@ def assert_same_weights(*folders: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
-def test_two_processes_give_the_result_of_one(pivot, shards, tmp_path, strategy):  # noqa: F811
+def test_two_processes_give_the_result_of_one(pivot, shards, tmp_path, strategy):
     one = train(pivot, shards, tmp_path / "one", settings(batch_tokens=150))
     windows = []
     config = settings(batch_tokens=150, processes=2, strategy=strategy)
@@ -57,8 +56,8 @@ def test_two_processes_give_the_result_of_one(pivot, shards, tmp_path, strategy)
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4}, "gradient_checkpointing": True, "packing": True}])
-def test_spread_weights_may_be_tied_or_have_adapters(shards, tmp_path, tied, changes):  # noqa: F811
-    pivot = write_tiny_llama(tmp_path / "pivot", seed=1, tied=tied)  # noqa: F811
+def test_spread_weights_may_be_tied_or_have_adapters(shards, tmp_path, tied, changes):
+    pivot = write_tiny_llama(tmp_path / "pivot", seed=1, tied=tied)
     one = train(pivot, shards, tmp_path / "one", settings(**changes))
     two = train(pivot, shards, tmp_path / "two", settings(processes=2, strategy="fsdp", **changes))
     assert_same_result(one, two, (tmp_path / "one", tmp_path / "two"))
@@ -66,7 +65,7 @@ def test_spread_weights_may_be_tied_or_have_adapters(shards, tmp_path, tied, cha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
-def test_a_run_of_one_process_goes_on_as_two(pivot, shards, tmp_path, strategy):  # noqa: F811
+def test_a_run_of_one_process_goes_on_as_two(pivot, shards, tmp_path, strategy):
     class PowerCutError(Exception):
         pass
 
@@ -89,7 +88,7 @@ def test_a_run_of_one_process_goes_on_as_two(pivot, shards, tmp_path, strategy):
     assert_same_result(one, two, (tmp_path / "one", tmp_path / "two"))
 
 
-def test_sigterm_writes_a_checkpoint_that_is_resumed_to_the_same_bytes(pivot, shards, tmp_path):  # noqa: F811
+def test_sigterm_writes_a_checkpoint_that_is_resumed_to_the_same_bytes(pivot, shards, tmp_path):
     def preempt(done: int, total: int) -> None:
         if done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -106,7 +105,7 @@ def test_sigterm_writes_a_checkpoint_that_is_resumed_to_the_same_bytes(pivot, sh
     ).read_bytes()
 
 
-def test_sigterm_while_the_model_loads_stops_at_once(pivot, shards, tmp_path, monkeypatch):  # noqa: F811
+def test_sigterm_while_the_model_loads_stops_at_once(pivot, shards, tmp_path, monkeypatch):
     def preempted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("still loading")
@@ -118,7 +117,7 @@ def test_sigterm_while_the_model_loads_stops_at_once(pivot, shards, tmp_path, mo
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_sigterm_while_a_child_starts_is_no_crash(pivot, shards, tmp_path):  # noqa: F811
+def test_sigterm_while_a_child_starts_is_no_crash(pivot, shards, tmp_path):
     early = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
     early.start()
     with pytest.raises(TrainingInterruptedError, match="asked to stop"):
@@ -127,7 +126,7 @@ def test_sigterm_while_a_child_starts_is_no_crash(pivot, shards, tmp_path):  # n
     assert not (tmp_path / "target").exists()
 
 
-def test_sigterm_reaches_the_child(pivot, shards, tmp_path):  # noqa: F811
+def test_sigterm_reaches_the_child(pivot, shards, tmp_path):
     def preempt(done: int, total: int) -> None:
         if done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -138,7 +137,7 @@ def test_sigterm_reaches_the_child(pivot, shards, tmp_path):  # noqa: F811
     assert not (tmp_path / "target").exists()
 
 
-def test_a_killed_child_is_an_error_that_says_what_to_lower(pivot, shards, tmp_path):  # noqa: F811
+def test_a_killed_child_is_an_error_that_says_what_to_lower(pivot, shards, tmp_path):
     def kill(done: int, total: int) -> None:
         if done > 1:
             return
@@ -149,7 +148,7 @@ def test_a_killed_child_is_an_error_that_says_what_to_lower(pivot, shards, tmp_p
         train_in_child(pivot, shards, tmp_path, settings(epochs=400), kill)
 
 
-def test_a_device_is_worked_on_in_a_child_process(pivot, shards, tmp_path, monkeypatch):  # noqa: F811
+def test_a_device_is_worked_on_in_a_child_process(pivot, shards, tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(
         "fusion_core.training.target.train_in_child_processes", lambda job, listener, interruption: jobs.append(job)
@@ -165,7 +164,7 @@ def test_a_device_is_worked_on_in_a_child_process(pivot, shards, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_childs_own_error_keeps_its_kind(pivot, shards, tmp_path):  # noqa: F811
+def test_a_childs_own_error_keeps_its_kind(pivot, shards, tmp_path):
     config = settings()
     train(pivot, shards, tmp_path, config.model_copy(update={"checkpoint_steps": 3}))
     with pytest.raises(TrainingError, match="another learning_rate"):

@@ -12,7 +12,7 @@ import pytest
 from fusion_core.ports import free_ports
 from tests.conftest import REPOSITORY
 from tests.fusion_core.training.test_processes import assert_same_weights
-from tests.fusion_core.training.test_target import pivot, settings, shards, train, weights  # noqa: F401
+from tests.fusion_core.training_fixtures import settings, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -43,7 +43,7 @@ def finish(started: list[subprocess.Popen]) -> None:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_of_an_outside_launch(pivot, shards, tmp_path, launcher, strategy):  # noqa: F811
+def test_two_processes_of_an_outside_launch(pivot, shards, tmp_path, launcher, strategy):
     port = str(free_ports(1)[0])
     chosen = [*TORCHRUN, "--nproc-per-node", "2", "--master-port", port]
     if launcher == "accelerate":
@@ -54,7 +54,7 @@ def test_two_processes_of_an_outside_launch(pivot, shards, tmp_path, launcher, s
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_machines_go_on_from_a_checkpoint_that_one_has(pivot, shards, tmp_path, strategy):  # noqa: F811
+def test_two_machines_go_on_from_a_checkpoint_that_one_has(pivot, shards, tmp_path, strategy):
     class PowerCutError(Exception):
         pass
 

@@ -17,7 +17,7 @@ from fusion_core.merging import merge_checkpoints
 from fusion_core.models.checks import check_own_code
 from fusion_core.models.identity import resolve_model
 from tests.fusion_core.training.test_processes import assert_same_weights
-from tests.fusion_core.training.test_target import pivot, settings, shards, train, weights  # noqa: F401
+from tests.fusion_core.training_fixtures import settings, train, weights
 
 CONFIGURATION = """
 from transformers import LlamaConfig
@@ -47,7 +47,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 
 @pytest.fixture
-def own_pivot(pivot, tmp_path, monkeypatch) -> Path:  # noqa: F811
+def own_pivot(pivot, tmp_path, monkeypatch) -> Path:
     """The tiny pivot, with a model class that transformers does not know."""
     # Code is copied into a cache and imported from there.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -74,7 +74,7 @@ def own_pivot(pivot, tmp_path, monkeypatch) -> Path:  # noqa: F811
     return folder
 
 
-def test_the_code_is_trusted_only_when_told_and_goes_with_the_target(own_pivot, shards, tmp_path):  # noqa: F811
+def test_the_code_is_trusted_only_when_told_and_goes_with_the_target(own_pivot, shards, tmp_path):
     with pytest.raises(ModelError, match="trust_remote_code"):
         train(own_pivot, shards, tmp_path / "refused", settings())
     train(own_pivot, shards, tmp_path, settings(), trust_remote_code=True)
@@ -95,7 +95,7 @@ def test_the_code_is_trusted_only_when_told_and_goes_with_the_target(own_pivot, 
     assert not torch.equal(weights(target)["lm_head.weight"], weights(tmp_path / "plain/target")["lm_head.weight"])
 
 
-def test_the_code_goes_with_the_merged_model(own_pivot, shards, tmp_path):  # noqa: F811
+def test_the_code_goes_with_the_merged_model(own_pivot, shards, tmp_path):
     for seed in (0, 1):
         train(own_pivot, shards, tmp_path / str(seed), settings(seed=seed, epochs=1), trust_remote_code=True)
     targets = [tmp_path / str(seed) / "target" for seed in (0, 1)]
@@ -105,7 +105,7 @@ def test_the_code_goes_with_the_merged_model(own_pivot, shards, tmp_path):  # no
 
 
 @pytest.mark.slow
-def test_spread_weights_of_a_model_with_own_code(own_pivot, shards, tmp_path):  # noqa: F811
+def test_spread_weights_of_a_model_with_own_code(own_pivot, shards, tmp_path):
     train(own_pivot, shards, tmp_path / "one", settings(), trust_remote_code=True)
     config = settings(processes=2, strategy="fsdp")
     train(own_pivot, shards, tmp_path / "two", config, trust_remote_code=True)

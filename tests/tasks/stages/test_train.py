@@ -24,7 +24,8 @@ from tasks.stages.training_checkpoints import StoredCheckpoints
 from tasks.store.folder import FolderStore
 from tasks.store.publication import Artifact, Publication, find_artifact
 from tests.conftest import REPOSITORY
-from tests.fusion_core.training.test_target import CPU, pivot, shards  # noqa: F401
+from tests.fusion_core.training.conftest import pivot, shards  # noqa: F401
+from tests.fusion_core.training_fixtures import CPU
 
 TRAINING = {
     "epochs": 2,
