@@ -7,7 +7,9 @@ import httpx
 from fusion_core.errors import FusionError, TrackingError, first_line
 from tasks.settings import Settings
 
-ANSWER_SECONDS = 10
+CONNECT_SECONDS = 10.0
+# A server that is there has this long to answer: it is busy when many runs begin at once.
+ANSWER_SECONDS = 60.0
 
 
 def check_servers(settings: Settings) -> None:
@@ -49,7 +51,7 @@ def check_prefect(settings: Settings) -> None:
 def _require_answer(server: str, variable: str, url: str, kind: type[FusionError]) -> None:
     # The servers' own clients retry for minutes, and an address may carry a password, so it stays out of the message.
     try:
-        answer = httpx.get(url, timeout=ANSWER_SECONDS)
+        answer = httpx.get(url, timeout=httpx.Timeout(CONNECT_SECONDS, read=ANSWER_SECONDS))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise kind(
             f"{server} does not answer at the address in {variable} ({first_line(error)}); start it or correct the "
