@@ -22,6 +22,8 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+# Prefect's server on SQLite, with many runs at once, answers for minutes that it is too busy; the pauses double.
+PATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "8"}
 # oneDNN compiles products for every shape of a batch and keeps half a megabyte of each, 1,024 of them unless told.
 COMPILED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
@@ -39,7 +41,7 @@ def configure_libraries(home: Path) -> None:
     """
     # `make_prefect_home` makes it for the commands that need it; a mistake in a recipe leaves no folder behind.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
-    for name, value in (QUIET | COMPILED_PRODUCTS).items():
+    for name, value in (QUIET | PATIENT | COMPILED_PRODUCTS).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
     if "PREFECT_API_URL" not in os.environ:

@@ -27,10 +27,12 @@ def check_servers(settings: Settings) -> None:
 
 
 def is_server_away(error: BaseException) -> bool:
-    """Say whether an error, or what caused it, is that of a client whose server does not answer."""
+    """Say whether an error, or what caused it, is that of a client whose server does not answer, or fails itself."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, (httpx.TransportError, ConnectionError)):
+            return True
+        if isinstance(seen, httpx.HTTPStatusError) and seen.response.is_server_error:
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fusion_core.errors import FusionError
 from fusion_core.ports import LOOPBACK
+from tasks.environment import PATIENT
 from tasks.stack.credentials import USER, Credentials
 from tasks.stack.folder import StackFolder, write_private
 from tasks.stack.ports import Ports
@@ -91,7 +92,7 @@ def worker(environment: dict[str, str]) -> Service:
         command=(_program("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "this-machine"),
         address=f"work pool {POOL!r}",
         health_url=None,
-        environment=environment,
+        environment=PATIENT | environment,
     )
 
 

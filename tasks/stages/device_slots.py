@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
+
+from tasks.servers import is_server_away
 from tasks.settings import Settings
 
 LEASE_SECONDS = 60.0
 USE_A_DEVICE = frozenset({"extract", "train", "evaluate"})
+# A server that many runs wait at answers some of them that it is too busy; each try has the client's own repetitions.
+TRIES = 20
+PAUSE_SECONDS = (5.0, 15.0)
 
 
 def device_slot(settings: Settings, kind: str) -> AbstractContextManager[None]:
@@ -18,10 +25,25 @@ def device_slot(settings: Settings, kind: str) -> AbstractContextManager[None]:
     """
     if not (settings.device_limit and settings.prefect_api_url and kind in USE_A_DEVICE):
         return nullcontext()
+    return _held_slot(settings.device_limit)
+
+
+@contextmanager
+def _held_slot(limit: str) -> Iterator[None]:
     # Prefect takes a second to import, and most commands on a single stage never need it.
     from prefect.concurrency.sync import concurrency
 
-    # A lease that cannot be renewed in time, with the server away for a while, must not end a training.
-    return concurrency(
-        settings.device_limit, occupy=1, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
+    tries = Retrying(
+        retry=retry_if_exception(is_server_away),
+        stop=stop_after_attempt(TRIES),
+        wait=wait_random(*PAUSE_SECONDS),
+        reraise=True,
     )
+    with ExitStack() as stack:
+        for attempt in tries:
+            with attempt:
+                # A lease that cannot be renewed in time, with the server away for a while, must not end a training.
+                stack.enter_context(
+                    concurrency(limit, occupy=1, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+                )
+        yield

@@ -71,6 +71,10 @@ def serve() -> dict[str, Any] | None:
     """Answer requests until standard input ends; in a child, return what it is to run."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing that an import prints is an answer
+    from tasks.environment import configure_libraries, home_folder
+
+    # As the command line does before it imports them.
+    configure_libraries(home_folder())
     for name in IMPORTED:
         importlib.import_module(name)
     # Shared with every child, and not written to by its collector.
