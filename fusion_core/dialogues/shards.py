@@ -60,14 +60,21 @@ def load_dialogues(path: Path) -> list[Dialogue]:
             f"Dialogue shard {path} has the columns {', '.join(table.schema.names)}, expected "
             f"{', '.join(SCHEMA.names)}; prepare the dialogues again."
         )
-    if table.schema.types != SCHEMA.types or not _is_whole(table):
+    try:
+        if table.schema.types != SCHEMA.types or not _is_whole(table):
+            raise ShardError(
+                f"Dialogue shard {path} holds other types than a dialogue's, or a row without a value; prepare the "
+                "dialogues again."
+            )
+        columns = [table[name].to_pylist() for name in SCHEMA.names]
+    except UnicodeDecodeError as error:
+        # Arrow takes a text's bytes as they stand.
         raise ShardError(
-            f"Dialogue shard {path} holds other types than a dialogue's, or a row without a value; prepare the "
-            "dialogues again."
-        )
+            f"Dialogue shard {path} holds a text that is not UTF-8 ({first_line(error)}); prepare the dialogues again."
+        ) from error
     return [
         Dialogue(row_id, domain, tuple(Turn(turn["role"], turn["content"]) for turn in turns))
-        for row_id, domain, turns in zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True)
+        for row_id, domain, turns in zip(*columns, strict=True)
     ]
 
 

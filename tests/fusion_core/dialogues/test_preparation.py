@@ -119,6 +119,19 @@ def test_shard_of_something_else_is_refused(tmp_path: Path) -> None:
             load_dialogues(tmp_path / name)
 
 
+@pytest.mark.parametrize("column", ["id", "role", "content"])
+def test_shard_with_a_text_that_is_not_utf_8_is_refused(tmp_path: Path, column: str) -> None:
+    texts = {name: pa.array([b"\xff"]).view(pa.string()) for name in (column,)}
+    turn = pa.StructArray.from_arrays(
+        [texts.get("role", pa.array(["user"])), texts.get("content", pa.array(["Why?"]))], ["role", "content"]
+    )
+    turns = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), turn)
+    table = pa.table({"id": texts.get("id", pa.array(["a"])), "domain": ["code"], "turns": turns})
+    pq.write_table(table, tmp_path / "torn.parquet")
+    with pytest.raises(ShardError, match=r"torn\.parquet holds a text that is not UTF-8"):
+        load_dialogues(tmp_path / "torn.parquet")
+
+
 REAL_FILES = {
     "gsm8k/train.jsonl": 7473,
     "gpteacher/codegen-instruct.json": 4535,
