@@ -34,22 +34,26 @@ def trained_openings(corpora: Path) -> set[str]:
     return {raw_data.opening(dialogue) for pool in pools for dialogue, _ in pool}
 
 
-def shortened(dialogue: raw_data.Dialogue, tokenizer) -> raw_data.Dialogue | None:
-    """As many whole exchanges from the start as fit `MAX_TOKENS` in the pivot's template; None where none does."""
+def shortened(dialogue: raw_data.Dialogue, tokenizer, max_tokens: int) -> raw_data.Dialogue | None:
+    """As many whole exchanges from the start as fit in the pivot's template; None where none does."""
     for length in range(len(dialogue) - len(dialogue) % 2, 0, -2):
         text = tokenizer.apply_chat_template(dialogue[:length], tokenize=False)
-        if len(tokenizer(text, add_special_tokens=False).input_ids) <= MAX_TOKENS:
+        if len(tokenizer(text, add_special_tokens=False).input_ids) <= max_tokens:
             return dialogue[:length]
     return None
 
 
 def candidates(
-    dialogues: list[raw_data.Dialogue], seen: set[str], tokenizer, count: int = CANDIDATES
+    dialogues: list[raw_data.Dialogue],
+    seen: set[str],
+    tokenizer,
+    count: int = CANDIDATES,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[raw_data.Dialogue]:
     """The first short dialogues in the order of their openings' hashes, no opening twice and none that was seen."""
     by_opening = {raw_data.opening(dialogue): dialogue for dialogue in reversed(dialogues)}
     order = sorted(by_opening.keys() - seen, key=lambda opening: hashlib.sha256(opening.encode()).hexdigest())
-    short = (shortened(by_opening[opening], tokenizer) for opening in order)
+    short = (shortened(by_opening[opening], tokenizer, max_tokens) for opening in order)
     return [dialogue for _, dialogue in zip(range(count), filter(None, short), strict=False)]
 
 

@@ -32,12 +32,13 @@ LEARNING_RATE = 2e-3
 WARM_UP_STEPS = 20
 FUSING = 200
 CANDIDATES = 1500
+MAX_TOKENS = 192
 
 
 def pick_fusing(corpora: Path, domain: str, seen: set[str], path: Path) -> set[str]:
     """Write dialogues to fuse on, on the side of the product's split that is trained on, and return their openings."""
     tokenizer = MODELS["pivot"].tokenizer()
-    found = candidates(raw_data.training_dialogues(corpora, domain), seen, tokenizer, CANDIDATES)
+    found = candidates(raw_data.training_dialogues(corpora, domain), seen, tokenizer, CANDIDATES, MAX_TOKENS)
     train, _ = split(found, domain)
     rows = [[{"role": turn.role, "content": turn.content} for turn in one.turns] for one in train[:FUSING]]
     path.parent.mkdir(parents=True, exist_ok=True)
