@@ -19,9 +19,14 @@ from experiments.lab import Entry, Lab, load_lab_recipe
 from experiments.run import RESULTS
 from experiments.tables import JOINT, PIVOT, SFT
 from fusion_core.errors import FusionError, TrackingError
+from fusion_core.evaluation.benchmarks import Subject, benchmarks_of
+from fusion_core.models.identity import ResolvedModel
 from fusion_core.record import Record
+from tasks.addresses import ResolvedFusion
 from tasks.code_version import code_version
-from tasks.stages.benchmarks import read_result, score_benchmarks
+from tasks.stages.benchmarks import read_result, score_benchmark
+from tasks.stages.evaluate import as_model
+from tasks.store.publication import Artifact
 from tasks.store.workplace import computed_by, open_workplace
 
 NAME = "answers"
@@ -76,7 +81,7 @@ def measure(lab: Lab, corpora: Path, items: int, seed: int) -> AnswersResults:
         fusion = lab.resolve({**entry.settings, **settings(corpora, items)}, seed)
         given = {model.name: model for model in (fusion.pivot, *fusion.sources)}
         subject = given.get(entry.model) or lab.checkpoint(entry, seed).make()
-        for artifact in score_benchmarks(fusion, subject, entry.label):
+        for artifact in asked(lab, fusion, subject, entry.label):
             found = read_result(lab.workplace, artifact, entry.label)
             (metric,) = (one for one in found.metrics if one.mean is not None)
             rows.append(
@@ -91,6 +96,22 @@ def measure(lab: Lab, corpora: Path, items: int, seed: int) -> AnswersResults:
             )
             print(rows[-1], flush=True)
     return AnswersResults(rows=tuple(rows), seed=seed, code=str(code_version()))
+
+
+def asked(lab: Lab, fusion: ResolvedFusion, model: ResolvedModel | Artifact, name: str) -> list[Artifact]:
+    """Ask one model all questions, each benchmark under a run of MLflow."""
+
+    def find() -> ResolvedModel:
+        return model if isinstance(model, ResolvedModel) else as_model(lab.workplace, fusion, model, name)
+
+    subject = Subject(find, fusion.config.evaluation.batch_tokens)
+    try:
+        return [
+            score_benchmark(fusion, model, name, benchmark, subject, lab.run)
+            for benchmark in benchmarks_of(fusion.config.evaluation)
+        ]
+    finally:
+        subject.close()
 
 
 def main() -> None:
