@@ -117,6 +117,8 @@ def is_genuine(secret: str, headers: Mapping[str, str], body: bytes, now: float)
     delivery, timestamp = headers.get(DELIVERY_HEADER, ""), headers.get(TIMESTAMP_HEADER, "")
     if not 0 < len(delivery) <= LONGEST_DELIVERY_ID or not UNIX_SECONDS.fullmatch(timestamp):
         return False
+    if not delivery.isprintable():  # half of a surrogate pair among others, which has no bytes to sign
+        return False
     expected = sign(secret, delivery, timestamp, body)
     # More than one signature, apart by spaces, is how senders change their secret.
     given = headers.get(SIGNATURE_HEADER, "").encode("utf-8", "replace").split()

@@ -14,7 +14,16 @@ from mlflow.webhooks.delivery import _generate_hmac_signature
 from fusion_core.errors import FusionError
 from tasks.landing import webhook_receiver
 from tasks.landing.webhook_deliveries import Deliveries
-from tasks.landing.webhook_receiver import LARGEST_BODY_BYTES, Receiver, make_application, sign
+from tasks.landing.webhook_receiver import (
+    DELIVERY_HEADER,
+    LARGEST_BODY_BYTES,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    Receiver,
+    is_genuine,
+    make_application,
+    sign,
+)
 
 SECRET = "a-secret-of-some-length"
 TAGS = {"fuseline.source": "true", "fuseline.recipe": "small"}
@@ -92,6 +101,11 @@ def test_a_restart_forgets_no_delivery(prefect: Prefect, tmp_path: Path) -> None
 def test_what_is_not_genuine_has_no_effect(client: TestClient, prefect: Prefect, fault: dict) -> None:
     assert post(client, **fault) == (401, "refused")
     assert prefect.announced == []
+
+
+def test_an_id_that_has_no_bytes_is_refused() -> None:
+    headers = {DELIVERY_HEADER: "\ud800", TIMESTAMP_HEADER: "1000", SIGNATURE_HEADER: "v1,x"}
+    assert not is_genuine(SECRET, headers, b"{}", 1000.0)
 
 
 def test_a_delivery_without_headers_is_refused(client: TestClient) -> None:
