@@ -25,7 +25,11 @@ def test_the_tokens_that_are_learnt_are_those_of_the_demos_adapters() -> None:
     encoded = models.encode(dialogues, tokenizer, models.LONGEST)
     assert all(one is not None for one in encoded)
     for dialogue, one in zip(dialogues, encoded, strict=True):
-        assert marked(one) == make_adapters.encode(dialogue, tokenizer)
+        ours, demos = marked(one), make_adapters.encode(dialogue, tokenizer)
+        length = len(ours.ids)
+        assert (ours.ids, ours.response) == (demos.ids[:length], demos.response[:length])
+        # The template's line break after the last response is read by nobody.
+        assert tokenizer.decode(demos.ids[length:]) == "\n"
     cut = models.encode(dialogues, tokenizer, 100)
     assert [one is None for one in cut] == [len(one.input_ids) > 100 for one in encoded]
 
