@@ -16,6 +16,8 @@ from fusion_core.errors import EvaluationError, first_line
 from fusion_core.evaluation.judging.bounded_client import BoundedClient, ReplyTooLargeError, ReplyTooLateError
 
 LONGEST_WAIT_SECONDS = 60.0
+# Servers write -9999 for nothing at all; an integer of hundreds of digits would be no float.
+LOWEST_LOG_PROB = -1e9
 TRANSIENT_STATUSES = {408, 409, 425, 429}
 # What an endpoint without keys is sent in place of one; the client insists on having something.
 NO_KEY = "none"
@@ -233,8 +235,7 @@ def _read(answer: Any) -> Reply:
         raise _TransientError("half a reply: there is no text in it")
     usage = getattr(answer, "usage", None)
     return Reply(
-        # JSON can spell lone surrogates, which no file of ours can hold.
-        text=text.encode("utf-8", "replace").decode(),
+        text=_writable(text),
         finished=getattr(choice, "finish_reason", None) != "length",
         prompt_tokens=_count(getattr(usage, "prompt_tokens", 0)),
         completion_tokens=_count(getattr(usage, "completion_tokens", 0)),
@@ -245,9 +246,19 @@ def _read(answer: Any) -> Reply:
 def _first_token(choice: Any) -> dict[str, float]:
     content = getattr(getattr(choice, "logprobs", None), "content", None)
     likeliest = getattr(content[0], "top_logprobs", None) if isinstance(content, list) and content else None
-    pairs = [(getattr(one, "token", None), getattr(one, "logprob", None)) for one in likeliest or ()]
+    listed = likeliest if isinstance(likeliest, list) else []
+    pairs = [(getattr(one, "token", None), getattr(one, "logprob", None)) for one in listed]
     # No probability is above one; what says so, or says nothing, is left out.
-    return {str(token): float(value) for token, value in pairs if isinstance(value, int | float) and value <= 0.01}
+    return {
+        _writable(str(token)): float(value)
+        for token, value in pairs
+        if isinstance(value, int | float) and LOWEST_LOG_PROB <= value <= 0.01
+    }
+
+
+def _writable(text: str) -> str:
+    # JSON can spell lone surrogates, which no file of ours can hold.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(value: Any) -> int:

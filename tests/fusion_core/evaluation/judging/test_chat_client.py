@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from fusion_core.evaluation.generation import Sampling
 from fusion_core.evaluation.generation_endpoint import EndpointGenerator
 from fusion_core.evaluation.judging import ChatClient, Endpoint, Refusal
-from fusion_core.evaluation.judging.chat_client import EndpointError
+from fusion_core.evaluation.judging.chat_client import EndpointError, _first_token
 from tests.fusion_core.evaluation.chat_server import HALF_BODY, HALF_JSON, HANG, NO_CHOICES, chat_server
 
 MESSAGES = [{"role": "system", "content": "be fair"}, {"role": "user", "content": "how good is this"}]
@@ -95,6 +97,21 @@ def test_newer_names_of_the_length_are_learned() -> None:
         client = client_of(server.url)
         assert complete(client).text == complete(client).text == "ok"
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("likeliest", [0.5, True, "m", {"m": -1.0}, [0.5], None])
+def test_likeliest_tokens_that_are_no_list_of_them_are_none(likeliest) -> None:
+    assert _first_token(choice_with(likeliest)) == {}
+
+
+def test_of_the_likeliest_tokens_those_without_a_probability_are_left_out() -> None:
+    values = (-0.5, float("nan"), 3.0, -(10**400), None, "-1")
+    likeliest = [SimpleNamespace(token=f"{number}\ud800", logprob=value) for number, value in enumerate(values)]
+    assert _first_token(choice_with(likeliest)) == {"0?": -0.5}
+
+
+def choice_with(likeliest) -> SimpleNamespace:
+    return SimpleNamespace(logprobs=SimpleNamespace(content=[SimpleNamespace(top_logprobs=likeliest)]))
 
 
 def test_answers_of_an_endpoint_come_in_order_with_temperature_and_seed() -> None:
