@@ -9,7 +9,7 @@ from tasks.settings import Settings
 
 CONNECT_SECONDS = 10.0
 # A server that is there has this long to answer: it is busy when many runs begin at once.
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 180.0
 
 
 def check_servers(settings: Settings) -> None:
