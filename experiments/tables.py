@@ -202,7 +202,7 @@ def _numbers() -> Table:
     rivals = [(one.label, other.label) for one, other in zip(chat[1:], at_once, strict=True)]
     return Table(
         "How many sources pay, and does it cost anything to add them one by one?",
-        (*given, Entry(SFT, "plain-sft"), *chat, *at_once, soup),
+        (*given, Entry(SFT, "plain-sft", sources=ADDED), *chat, *at_once, soup),
         (*steps, *rivals, *((one[-1].label, SFT) for one in (chat, at_once)), (chat[-1].label, soup.label)),
         recipe=MORE_SOURCES,
     )
@@ -220,7 +220,7 @@ def _templates() -> Table:
     pairs = [(entries[index].label, entries[index + 1].label) for index in (0, 2, 4)]
     # Whether what a source knows of code arrives where the source knows the style of the dialogues, too.
     pairs += [(entries[index].label, SFT) for index in (2, 4)]
-    entries += [Entry(SFT, "plain-sft")]
+    entries += [Entry(SFT, "plain-sft", sources=names)]
     return Table(
         "Should a source read its own chat template or the pivot's?", tuple(entries), tuple(pairs), recipe=MORE_SOURCES
     )
