@@ -40,6 +40,8 @@ FORMATS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "question_answer": lambda n: {"question": f"What is {n}?", "answer": f"It is {n}."},
 }
+# Arrow's writer, not its reader, takes gigabytes for a few hundred more; the reader refuses what is deeper than 100.
+DEEPEST_WRITTEN = 320
 KINDS = ("json", "jsonl", "jsonl.gz", "parquet")
 
 
@@ -62,10 +64,23 @@ def encoded(rng: random.Random, rows: list[Any], kind: str) -> bytes:
     return gzip.compress(content, 1) if kind.endswith("gz") else content
 
 
+def depth(value: Any) -> int:
+    """How many lists and mappings stand inside each other."""
+    deepest, waiting = 0, [(value, 0)]
+    while waiting:
+        node, level = waiting.pop()
+        deepest = max(deepest, level)
+        inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        waiting += [(child, level + 1) for child in inner]
+    return deepest
+
+
 def parquet_of(rng: random.Random, rows: list[Any]) -> bytes:
     """Write rows as Parquet where Arrow has types for them, else something else that Parquet can hold."""
     buffer = io.BytesIO()
     try:
+        if depth(rows) > DEEPEST_WRITTEN:
+            raise ValueError("too deep to be written")
         pq.write_table(pa.Table.from_pylist([row for row in rows if isinstance(row, dict)]), buffer)
     except (pa.ArrowException, OverflowError, TypeError, ValueError, RecursionError):
         buffer = io.BytesIO()
