@@ -190,7 +190,7 @@ def read_shard(path: Path) -> Shard:
     ShardError
         If the file is missing, broken, no shard, or of another schema version.
     """
-    with _errors_name(path):
+    with errors_name(path):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = _read_metadata(path, file.schema_arrow)
             table = file.read(use_threads=False)
@@ -201,7 +201,8 @@ def read_shard(path: Path) -> Shard:
 
 
 @contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def errors_name(path: Path) -> Iterator[None]:
+    """Turn whatever reading a broken file raises into a ShardError that names it."""
     try:
         yield
     except ShardError:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fusion_core.devices import compute_dtype, default_device
 from fusion_core.extraction.processes import extract_files
@@ -18,7 +16,7 @@ from fusion_core.extraction.statistics import ExtractionStatistics
 from fusion_core.models.identity import ResolvedModel
 from fusion_core.models.placement import Placement, place
 from fusion_core.progress import show_progress
-from fusion_core.shards import Shard, read_shard
+from fusion_core.shard_counts import ShardCounts, count_shard
 from tasks.addresses import ResolvedFusion
 from tasks.runs.inputs import model_parameters
 from tasks.stages.prepare import shard_names
@@ -103,7 +101,7 @@ def extract_missing(
         found = counted.find(done.sha256)
         if found is None:
             path = fetch_file(workplace.store, workplace.cache, fusion.distributions(model), done)
-            found = counted.add(done.sha256, ShardCounts.of(read_shard(path)))
+            found = counted.add(done.sha256, count_shard(path))
         counts[name] = found
     placement = place(model, fusion.config.extraction, device, len(missing))
     job = ExtractionJob(
@@ -120,32 +118,10 @@ def extract_missing(
     ):
         for path, statistics in written:
             entry = publication.add(path.name, path)
-            counts[path.name] = counted.add(entry.sha256, ShardCounts.of(read_shard(path)))
+            counts[path.name] = counted.add(entry.sha256, count_shard(path))
             path.unlink()
             work.add(statistics)
     return counts, work
-
-
-@dataclass(frozen=True)
-class ShardCounts:
-    """What one shard holds."""
-
-    positions: int
-    dialogues: int
-    refused: int
-    response_bytes: int
-    nats: float
-
-    @classmethod
-    def of(cls, shard: Shard) -> ShardCounts:
-        """Count one shard as it is on disk."""
-        return cls(
-            positions=shard.top_k.positions,
-            dialogues=shard.top_k.dialogues,
-            refused=int((np.diff(shard.top_k.row_splits) == 0).sum()),
-            response_bytes=int(shard.response_bytes.sum()),
-            nats=float(-shard.top_k.label_log_probs.sum(dtype=np.float64)),
-        )
 
 
 class CountedShards:
