@@ -19,6 +19,8 @@ from fusion_core.merging.weight_file import WeightFile
 
 # A header larger than this is no header; the safetensors library has the same bound.
 MAX_HEADER_BYTES = 100_000_000
+# In bytes, on every file system in use.
+LONGEST_FILE_NAME = 255
 
 # How each mergeable type is held in memory; numpy has no bfloat16, so its bits stay 16-bit integers.
 FLOAT_STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -147,6 +149,8 @@ def _weight_files(folder: Path) -> tuple[Sequence[Path], list[str]]:
             names = sorted({str(name) for name in weight_map.values()})
             if not names or any(Path(name).name != name or not name.isprintable() for name in names):
                 raise ValueError("a name in it is none of a file of this folder")
+            if any(len(os.fsencode(name)) > LONGEST_FILE_NAME for name in names):
+                raise ValueError("a name in it is longer than a file's may be")
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise MergeError(f"{index} is no safetensors index; save the checkpoint again.") from error
         missing = [name for name in names if not (folder / name).is_file()]
