@@ -68,7 +68,6 @@ COMES_WITH = {
 # Asked for, and imported by no line of ours.
 NEEDED_BY_OTHERS = {
     "gguf": "transformers reads the weights of the demo's body with it",
-    "sqlalchemy": "with 2.1 Prefect's server never creates scheduled runs, so its range is narrowed here",
 }
 
 
