@@ -105,6 +105,8 @@ def read_mapping(text: str, path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}" if mark else "the file"
         problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"Recipe {path}: {where} is not valid YAML ({problem}); correct it.") from error
+    except TypeError as error:
+        raise ConfigError(f"Recipe {path}: a list or a mapping stands where a setting's name is expected.") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"Recipe {path}: it cannot be read as YAML ({error}); correct it.") from error
     if not isinstance(document, dict):

@@ -27,7 +27,7 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
             raise ConfigError(f"--set {setting} has no value; write it as --set name=value.")
         try:
             values[name] = YAML(typ="safe", pure=True).load(value)
-        except (YAMLError, ValueError, RecursionError) as error:
+        except (YAMLError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"--set {setting}: its value cannot be read ({first_line(error)}).") from error
     try:
         return MergeSpec.model_validate(values)

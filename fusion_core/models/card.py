@@ -73,7 +73,7 @@ def read_license(folder: Path) -> str | None:
         if not text.startswith("---\n"):
             return None
         front_matter = yaml.safe_load(text[4:].split("\n---", 1)[0])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     value = front_matter.get("license") if isinstance(front_matter, dict) else None
     return value if isinstance(value, str) and value else None
