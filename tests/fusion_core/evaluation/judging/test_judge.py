@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -125,10 +126,17 @@ def test_after_a_failure_nothing_new_is_asked_and_what_came_is_kept(tmp_path: Pa
 
 
 def test_requests_run_at_once_as_many_as_allowed(tmp_path: Path) -> None:
-    with chat_server(lambda body, number: "[[5]]") as server:
+    # Three answers at a time: with fewer requests at once none would come.
+    three = threading.Barrier(3, timeout=30)
+
+    def answer(body: dict, number: int) -> str:
+        three.wait()
+        return "[[5]]"
+
+    with chat_server(answer) as server:
         judge = judge_of(server.url, tmp_path / "log.jsonl", concurrency=3)
         judge.ask_all([str(index) for index in range(30)], lambda text: judge.ask(question(text), rate, "rate it"))
-    assert 1 < server.most_at_once <= 3
+    assert server.most_at_once == 3
     assert judge.costs.calls == 30 and judge.costs.completion_tokens == 30
 
 
