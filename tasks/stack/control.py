@@ -171,7 +171,7 @@ def _start(stack: Stack, service: Service, say: Say, project: Path | None = None
     start_process(
         service.command,
         base_environment() | service.environment,
-        project or stack.folder.data(service.name),
+        project or stack.folder.made_once(service.name),
         stack.folder.log(service.name),
         record,
     )
@@ -191,6 +191,7 @@ def _wait_for(stack: Stack, service: Service, say: Say) -> None:
                 "`fuseline down` and `fuseline up`."
             )
         time.sleep(0.2)
+    stack.folder.answered(service.name)
     say(f"{service.title} answers at {service.address}")
 
 

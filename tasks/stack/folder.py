@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,28 @@ class StackFolder:
     def record(self, service: str) -> Path:
         """Return the file that says which process a service is."""
         return self.root / "processes" / f"{service}.json"
+
+    def made_once(self, service: str) -> Path:
+        """Return the folder of a server's data, empty unless the server answered once: see `answered`.
+
+        A server that is killed while it makes its tables does not start on them again, and nobody's data are there yet.
+        """
+        data, first_start = self.data(service), self._first_start(service)
+        with disk_errors(f"Making {data}"):
+            if first_start.exists():
+                shutil.rmtree(data, ignore_errors=True)
+            if not data.exists():
+                first_start.touch()
+                data.mkdir()
+        return data
+
+    def answered(self, service: str) -> None:
+        """Note that a server answers: what it keeps is whole, and stays from now on."""
+        with disk_errors(f"Removing {self._first_start(service)}"):
+            self._first_start(service).unlink(missing_ok=True)
+
+    def _first_start(self, service: str) -> Path:
+        return self.root / f"{service}.first-start"
 
     def make(self) -> None:
         """Create the folders, closed to other users of the machine."""

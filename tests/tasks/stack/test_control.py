@@ -69,6 +69,19 @@ def test_of_two_commands_at_once_one_is_refused(folder: StackFolder) -> None:
     assert not folder.credentials.exists()
 
 
+def test_what_a_server_left_that_never_answered_is_made_anew_and_what_one_keeps_that_did_stays(
+    folder: StackFolder,
+) -> None:
+    torn = folder.made_once("mlflow") / "mlflow.db"
+    torn.touch()
+    kept = folder.made_once("mlflow") / "mlflow.db"
+    assert not torn.exists()
+    kept.touch()
+    folder.answered("mlflow")
+    folder.made_once("mlflow")
+    assert kept.exists()
+
+
 def test_exports_are_read_by_a_shell_as_they_are() -> None:
     odd = '/it\'s $HOME `id`; "x"'
     said = subprocess.run(["sh", "-c", _exports({"PLACE": odd}) + 'printf %s "$PLACE"'], capture_output=True, text=True)
