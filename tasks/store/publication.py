@@ -84,9 +84,14 @@ class Publication:
         """Return the entries of those of some objects that `finished` finds, looking at several at once."""
         there = {info.key for info in self.store.list(f"{self.address}/")}
         candidates = [name for name in names if object_key(self.address, name) in there]
+
+        def look(some: Sequence[str]) -> list[ManifestEntry]:
+            return [entry for name in some if (entry := self.finished(name)) is not None]
+
+        # A share for each thread: handing over ten thousand small objects one by one costs more than looking at them.
+        shares = [candidates[start::LOOKS_AT_ONCE] for start in range(LOOKS_AT_ONCE)]
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-            found = zip(candidates, pool.map(self.finished, candidates), strict=True)
-            return {name: entry for name, entry in found if entry is not None}
+            return {entry.name: entry for entries in pool.map(look, shares) for entry in entries}
 
     def add(self, name: str, path: Path) -> ManifestEntry:
         """Upload a local file as the object `name`, checksum and all, and return its entry.
