@@ -78,6 +78,15 @@ def _main() -> Table:
     )
 
 
+def _soup() -> Table:
+    entries = tuple(one for one in _main().entries if one.label in (SOUP, FUSED))
+    return Table(
+        "Does FuseChat beat a soup of as many SFT runs? Table 1's two lines, with more seeds.",
+        entries,
+        ((FUSED, SOUP),),
+    )
+
+
 def _merging() -> Table:
     def line(label: str, **settings: Any) -> Entry:
         return Entry(label, "fused", {f"merge.{name}": value for name, value in settings.items()})
@@ -237,8 +246,8 @@ def _scratch_tuning() -> Table:
             "plain-sft",
             {"training.learning_rate": rate, "training.epochs": epochs},
         )
-        for epochs in (1, 2, 4)
-        for rate in (3e-4, 6e-4, 1.2e-3)
+        for epochs in (2, 4, 8)
+        for rate in (6e-4, 1.2e-3, 2.4e-3)
     )
     return Table("Which rate and how many epochs suit plain SFT of the toy best?", entries, (), "validation", SCRATCH)
 
@@ -273,6 +282,7 @@ def _scratch() -> Table:
 TABLES = {
     "tuning": _tuning(),
     "table1": _main(),
+    "table1_soup": _soup(),
     "table2": _merging(),
     "table3": _fusing(),
     "table3_rates": _rates(),
