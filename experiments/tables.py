@@ -10,6 +10,8 @@ from experiments.lab import Entry
 PIVOT, SFT, SOUP = "pivot", "plain SFT", "soup of two SFT"
 SELF, JOINT, FUSED = "pivot distilled into itself", "FuseLLM (all at once)", "FuseChat (VaRM)"
 JOINT_SOUP, MINCE = "soup of two FuseLLM", "MinCE, λ 0.5"
+FUSED_LABEL = "FuseChat, label where the pivot wins"
+LABEL = {"fusion.where_pivot_wins": "label"}
 # One source and one target: with the pivot's own distributions every pair would train the same.
 ALONE = {"fusion.function": "pivot"}
 
@@ -120,7 +122,7 @@ def _fusing() -> Table:
         _joint("MinCE, λ 0.3", 0.3),
         _joint("MinCE, λ 0.7", 0.7),
         _joint("MinCE, λ 0.9", 0.9),
-        _joint("MinCE, λ 0.5, label where the pivot wins", **{"fusion.where_pivot_wins": "label"}),
+        _joint("MinCE, λ 0.5, label where the pivot wins", **LABEL),
         _joint("MinCE by token, λ 0.5", **{"fusion.level": "token"}),
         _joint("MinCE, CE per token, λ 0.5", **{"fusion.cross_entropy_unit": "token"}),
         _joint("AvgCE, λ 0.5", **{"fusion.function": "avgce"}),
@@ -152,8 +154,10 @@ def _always() -> Table:
         entries += [Entry(f"target of {name}, MinCE", f"target:{name}")]
         entries += [Entry(f"target of {name}, always the source", f"target:{name}", source)]
     entries += [Entry("FuseChat, MinCE", "fused"), Entry("FuseChat, always the source", "fused", source)]
+    entries += [Entry(FUSED_LABEL, "fused", LABEL)]
     pairs = [(entries[index].label, entries[index + 1].label) for index in (0, 2, 4)]
-    return Table("Should the source be followed where the pivot predicts better?", tuple(entries), tuple(pairs))
+    pairs += [("FuseChat, MinCE", FUSED_LABEL)]
+    return Table("What should be learnt where the pivot predicts better?", tuple(entries), tuple(pairs))
 
 
 def _alignments() -> Table:
@@ -237,6 +241,7 @@ def _templates() -> Table:
 
 SCRATCH = "recipe_scratch.yaml"
 SOUP_OF_THREE, JOINT_SOUP_OF_THREE = "soup of three SFT", "soup of three FuseLLM"
+JOINT_OF_PAPER = "FuseLLM, λ 0.9"
 
 
 def _scratch_tuning() -> Table:
@@ -263,7 +268,9 @@ def _scratch() -> Table:
         Entry(SELF, "target:maths", ALONE),
         Entry(SOUP_OF_THREE, "plain-sft", average, soup=True),
         Entry(JOINT, "fused", {"strategy": "joint"}),
+        Entry(JOINT_OF_PAPER, "fused", {"strategy": "joint", "training.lm_weight": 0.9}),
         Entry(FUSED, "fused"),
+        Entry(FUSED_LABEL, "fused", LABEL),
         Entry(JOINT_SOUP_OF_THREE, "fused", {"strategy": "joint"} | average, soup=True),
     )
     return Table(
@@ -273,6 +280,8 @@ def _scratch() -> Table:
             *((FUSED, baseline) for baseline in (PIVOT, SFT, SELF, SOUP_OF_THREE, JOINT)),
             *((JOINT, baseline) for baseline in (PIVOT, SFT, SELF)),
             (JOINT_SOUP_OF_THREE, SOUP_OF_THREE),
+            (JOINT, JOINT_OF_PAPER),
+            *((FUSED_LABEL, baseline) for baseline in (FUSED, SFT, SOUP_OF_THREE, JOINT)),
             (SELF, SFT),
         ),
         recipe=SCRATCH,
