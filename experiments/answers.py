@@ -1,24 +1,22 @@
 """How many questions the models answer right: GSM8K's by exact match, MBPP's and HumanEval's by pass@1.
 
-    python -m experiments.answers --data CORPORA --items 50
+    python -m experiments.answers --data CORPORA --items 25
 
 CORPORA holds `gsm8k/test.jsonl`, `mbpp/mbpp.jsonl` and `humaneval/HumanEval.jsonl.gz` as their makers publish them.
-The models are those of table 1; the product asks, runs and scores (`fusion_core.evaluation`), greedily and without
-worked examples.
+The models are five of table 1's, without FuseChat, targets and soups; the product asks, runs and scores
+(`fusion_core.evaluation`), greedily and without worked examples.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.lab import Entry, Lab, load_lab_recipe
+from experiments.logged import logged_table, one_sentence, write
 from experiments.run import RESULTS
 from experiments.tables import JOINT, PIVOT, SFT
-from fusion_core.errors import FusionError, TrackingError
 from fusion_core.evaluation.benchmarks import Subject, benchmarks_of
 from fusion_core.models.identity import ResolvedModel
 from fusion_core.record import Record
@@ -27,7 +25,7 @@ from tasks.code_version import code_version
 from tasks.stages.benchmarks import read_result, score_benchmark
 from tasks.stages.evaluate import as_model
 from tasks.store.publication import Artifact
-from tasks.store.workplace import computed_by, open_workplace
+from tasks.store.workplace import computed_by
 
 NAME = "answers"
 MODELS = (
@@ -117,27 +115,14 @@ def asked(lab: Lab, fusion: ResolvedFusion, model: ResolvedModel | Artifact, nam
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the benchmarks' data")
-    parser.add_argument("--items", type=int, default=50, help="questions of each benchmark, from its start")
+    parser.add_argument("--items", type=int, default=25, help="questions of each benchmark, from its start")
     parser.add_argument("--seed", type=int, default=0, help="training.seed of the trained models")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
     arguments = parser.parse_args()
     recipe = load_lab_recipe("held_out")
-    tracking = open_workplace().tracking(recipe.registry.experiment)
-    try:
-        run = tracking.start_run(f"experiments {NAME}", {"fuseline.stage": "experiments"})
-        try:
-            results = measure(Lab(recipe, run), arguments.data, arguments.items, arguments.seed)
-        except BaseException as error:
-            with suppress(TrackingError):
-                tracking.fail_run(run, error)
-            raise
-        tracking.end_run(run, "FINISHED")
-    except FusionError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{NAME}.json"
-    path.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    with one_sentence(), logged_table(recipe, NAME) as run:
+        results = measure(Lab(recipe, run), arguments.data, arguments.items, arguments.seed)
+    write(results, arguments.out, NAME)
 
 
 if __name__ == "__main__":

@@ -8,40 +8,29 @@ Legend: N pivot positions, K entries.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from experiments.alignments import ALIGNMENTS, BYTES, STATISTICS
 from experiments.lab import RECIPE, Lab, load_lab_recipe
+from experiments.logged import logged_table, one_sentence, write
 from experiments.run import RESULTS
 from experiments.tables import MORE_SOURCES
 from fusion_core.alignment.coverage import Counts
-from fusion_core.errors import FusionError, TrackingError
 from fusion_core.record import Record
 from fusion_core.shards import Shard, read_shard
 from tasks.code_version import code_version
 from tasks.stages.extract import extract_distributions
 from tasks.stages.fuse import fuse_distributions
 from tasks.stages.prepare import prepare_dataset
-from tasks.store.workplace import computed_by, open_workplace
+from tasks.store.workplace import computed_by
 
-PAPER = {"alignment.positions": "dtw"}
-ALIGNMENTS = {
-    "bytes": {},
-    "bytes, no conditioning inside tokens": {"alignment.condition_inside_tokens": False},
-    "bytes, no chain rule": {"alignment.gold_consistent": False},
-    "bytes, neither": {"alignment.condition_inside_tokens": False, "alignment.gold_consistent": False},
-    "DTW, mapping statistics": {**PAPER, "alignment.vocabulary": "statistics"},
-    "DTW, MinED": {**PAPER, "alignment.vocabulary": "mined"},
-    "DTW, exact match": {**PAPER, "alignment.vocabulary": "exact"},
-}
-# Table: recipe, which of its sources, which ways.
-TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+# Recipe, which of its sources, which ways.
+COVERAGES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "table4": ("recipe.yaml", (), tuple(ALIGNMENTS)),
-    "table4_more": (MORE_SOURCES, ("maths-own", "dialogue-own", "code"), ("bytes", "DTW, mapping statistics")),
+    "table4_more": (MORE_SOURCES, ("maths-own", "dialogue-own", "code"), (BYTES, STATISTICS)),
 }
 
 
@@ -122,26 +111,14 @@ def measure(lab: Lab, sources: Sequence[str], labels: Sequence[str]) -> Alignmen
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
-    parser.add_argument("table", choices=TABLES, nargs="?", default="table4")
+    parser.add_argument("table", choices=COVERAGES, nargs="?", default="table4")
     arguments = parser.parse_args()
     output, name = arguments.out, arguments.table
-    file, sources, labels = TABLES[name]
+    file, sources, labels = COVERAGES[name]
     recipe = load_lab_recipe("held_out", RECIPE.with_name(file))
-    tracking = open_workplace().tracking(recipe.registry.experiment)
-    try:
-        run = tracking.start_run(f"experiments {name}", {"fuseline.stage": "experiments"})
-        try:
-            results = measure(Lab(recipe, run), sources, labels)
-        except BaseException as error:
-            with suppress(TrackingError):
-                tracking.fail_run(run, error)
-            raise
-        tracking.end_run(run, "FINISHED")
-    except FusionError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    with one_sentence(), logged_table(recipe, name) as run:
+        results = measure(Lab(recipe, run), sources, labels)
+    write(results, output, name)
 
 
 if __name__ == "__main__":

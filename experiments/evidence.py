@@ -1,4 +1,4 @@
-"""Writes the figures of `results/` into the pages that show them, and draws the plots: nothing is typed by hand.
+"""Writes the figures of `results/` into the pages that show them, and draws the plots: no table is typed by hand.
 
     python -m experiments.evidence
 
@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from experiments.answers import AnswersResults
 from experiments.coverage import AlignmentResults
 from experiments.results import Difference, Results, summary
 from experiments.tables import FUSED, JOINT, JOINT_SOUP, PIVOT, SELF, SFT, SOUP
+from fusion_core.record import Record
 from fusion_core.report.sweep_table import OVERALL, as_markdown, plot
+
+Kind = TypeVar("Kind", bound=Record)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -28,16 +32,6 @@ HEADLINE = (
     (JOINT_SOUP, SOUP),
 )
 BLOCK = re.compile(r"<!-- figures ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
-
-
-def load(name: str) -> Results:
-    """Read one table's committed results."""
-    return Results.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def load_alignments(name: str) -> AlignmentResults:
-    """Read the committed results of the alignments."""
-    return AlignmentResults.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def scores(results: Results) -> str:
@@ -122,11 +116,6 @@ def alignments(results: AlignmentResults) -> str:
     return "\n".join(lines)
 
 
-def load_answers(name: str) -> AnswersResults:
-    """Read the committed counts of right answers."""
-    return AnswersResults.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def answers(results: AnswersResults) -> str:
     """Every model's right answers of all that were asked, and how many answers were cut off."""
     metrics = list(dict.fromkeys(row.metric for row in results.rows))
@@ -146,7 +135,19 @@ def draw(results: Results) -> None:
     plot(cells, results.question).savefig(PLOTS / f"{results.table}.png", dpi=90, metadata={"Software": None})
 
 
-FORMS: dict[str, Callable[[Results], str]] = {"scores": scores, "compared": compared, "headline": headline}
+# What a block may show, and of which results.
+FORMS: dict[str, tuple[type[Record], Callable[[Any], str]]] = {
+    "scores": (Results, scores),
+    "compared": (Results, compared),
+    "headline": (Results, headline),
+    "alignments": (AlignmentResults, alignments),
+    "answers": (AnswersResults, answers),
+}
+
+
+def load(name: str, kind: type[Kind]) -> Kind:
+    """Read one table's committed results."""
+    return kind.model_validate_json((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def with_figures(page: str) -> str:
@@ -154,13 +155,8 @@ def with_figures(page: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         table, form = match[1].split()
-        if form == "alignments":
-            figures = alignments(load_alignments(table))
-        elif form == "answers":
-            figures = answers(load_answers(table))
-        else:
-            figures = FORMS[form](load(table))
-        return f"<!-- figures {match[1]} -->\n\n{figures}\n\n<!-- end -->"
+        kind, show = FORMS[form]
+        return f"<!-- figures {match[1]} -->\n\n{show(load(table, kind))}\n\n<!-- end -->"
 
     return BLOCK.sub(fill, page)
 
@@ -169,7 +165,7 @@ def main() -> None:
     for page in PAGES:
         page.write_text(with_figures(page.read_text(encoding="utf-8")), encoding="utf-8")
     for name in DRAWN:
-        draw(load(name))
+        draw(load(name, Results))
 
 
 if __name__ == "__main__":

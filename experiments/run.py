@@ -10,19 +10,16 @@ every line, so that a table that is not finished can be read.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from experiments.lab import RECIPE, Entry, Lab, load_lab_recipe
+from experiments.logged import logged_table, one_sentence, write
 from experiments.results import Key, Results, Row, differences, gather, summary
 from experiments.tables import TABLES, Table
-from fusion_core.errors import FusionError, TrackingError
 from fusion_core.evaluation.held_out_scores import HeldOutScores
 from fusion_core.report.sweep_table import as_markdown
 from tasks.code_version import code_version
-from tasks.runs.tracking import Tracking
 from tasks.store.workplace import open_workplace
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,16 +28,9 @@ RESULTS = Path(__file__).parent / "results"
 def measure(name: str, table: Table, seeds: Sequence[int], output: Path) -> Results:
     """Score every line of a table with every seed, seed by seed, and write what was found."""
     recipe = load_lab_recipe(table.part, RECIPE.with_name(table.recipe))
-    tracking: Tracking = open_workplace().tracking(recipe.registry.experiment)
-    run = tracking.start_run(f"experiments {name}", {"fuseline.stage": "experiments"})
-    try:
+    with logged_table(recipe, name) as run:
         results = _measure(name, table, seeds, output, Lab(recipe, run), run)
-        tracking.log_file(run, output / f"{name}.json")
-    except BaseException as error:
-        with suppress(TrackingError):
-            tracking.fail_run(run, error)
-        raise
-    tracking.end_run(run, "FINISHED")
+        open_workplace().tracking(recipe.registry.experiment).log_file(run, output / f"{name}.json")
     return results
 
 
@@ -54,7 +44,7 @@ def _measure(name: str, table: Table, seeds: Sequence[int], output: Path, lab: L
         found = lab.scores(entry, seed or 0)
         scores[entry.label, seed], runs[entry.label, seed] = found.scores, found.run
         results = collect(name, table, seeds, scores, runs, run)
-        write(results, output)
+        write(results, output, name)
         print(f"{entry.label}, seed {seed}: {found.scores.nats_per_byte:.4f} nats per byte", flush=True)
     return results
 
@@ -88,23 +78,14 @@ def collect(
     )
 
 
-def write(results: Results, output: Path) -> None:
-    """Write a table's figures."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{results.table}.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES, help="which table; experiments/README.md says what each asks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="values of training.seed")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
     arguments = parser.parse_args()
-    try:
+    with one_sentence():
         results = measure(arguments.table, TABLES[arguments.table], arguments.seeds, arguments.out)
-    except FusionError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
     print(as_markdown(summary(results)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from experiments.alignments import ALIGNMENTS, BYTES, EXACT, MINED, NEITHER, STATISTICS
 from experiments.lab import Entry
 
 PIVOT, SFT, SOUP = "pivot", "plain SFT", "soup of two SFT"
@@ -161,23 +162,15 @@ def _always() -> Table:
 
 
 def _alignments() -> Table:
-    neither = {"alignment.condition_inside_tokens": False, "alignment.gold_consistent": False}
-    warped = {"alignment.positions": "dtw", "alignment.duplicates": "first"}
-    entries = (
-        _joint("bytes"),
-        _joint("bytes, neither conditioning nor chain rule", **neither),
-        _joint("DTW, mapping statistics", **warped, **{"alignment.vocabulary": "statistics"}),
-        _joint("DTW, MinED", **warped, **{"alignment.vocabulary": "mined"}),
-        _joint("DTW, exact match", **warped, **{"alignment.vocabulary": "exact"}),
-    )
-    compared = tuple(("bytes", entry.label) for entry in entries[1:])
+    entries = tuple(_joint(label, **ALIGNMENTS[label]) for label in (BYTES, NEITHER, STATISTICS, MINED, EXACT))
+    compared = tuple((BYTES, entry.label) for entry in entries[1:])
     return Table("Does an alignment that carries more over lead to a better score?", entries, compared)
 
 
 def _top_k() -> Table:
     entries = tuple(_joint(f"k = {top_k}", **{"extraction.top_k": top_k}) for top_k in (1, 5, 10, 20, 50))
     entries += (_joint("10 samples", **{"extraction.truncation": "sampled"}),)
-    compared = tuple((entry.label, "k = 10") for entry in entries if entry.label != "k = 10")
+    compared = (*((entry.label, "k = 10") for entry in entries if entry.label != "k = 10"), ("10 samples", "k = 20"))
     return Table("How many entries of a distribution are worth their place?", entries, compared)
 
 
@@ -245,14 +238,14 @@ JOINT_OF_PAPER = "FuseLLM, λ 0.9"
 
 
 def _scratch_tuning() -> Table:
+    grid = [(rate, epochs) for epochs in (2, 4, 8) for rate in (6e-4, 1.2e-3, 2.4e-3)]
     entries = tuple(
         Entry(
-            f"{SFT}, rate {1e5 * rate:g}e-5, {epochs} epoch{'s' * (epochs > 1)}",
+            f"{SFT}, rate {1e5 * rate:g}e-5, {epochs} epochs",
             "plain-sft",
             {"training.learning_rate": rate, "training.epochs": epochs},
         )
-        for epochs in (2, 4, 8)
-        for rate in (6e-4, 1.2e-3, 2.4e-3)
+        for rate, epochs in (*grid, (3e-4, 8))
     )
     return Table("Which rate and how many epochs suit plain SFT of the toy best?", entries, (), "validation", SCRATCH)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.coverage import ALIGNMENTS, gold_probability
+from experiments.alignments import ALIGNMENTS
+from experiments.coverage import gold_probability
 from experiments.lab import load_lab_recipe
 from fusion_core.distributions import TopK
 from fusion_core.shards import Shard, ShardMetadata, TrainingInputs
