@@ -44,7 +44,7 @@ class AlignmentRow(Record):
     mass_kept : float
         Share of the source's stored mass that arrives there.
     gold : float
-        Mean probability of the pivot's next token in what arrives; 0 where nothing does.
+        Mean probability of the pivot's next token in what is trained on, entries normalised; 0 where there are none.
     won : float
         Share of the dialogues that the source predicts better than the pivot.
     run : str
@@ -69,12 +69,13 @@ class AlignmentResults(Record):
 
 
 def gold_probability(shard: Shard) -> float:
-    """Mean mass of the next token among the entries, over all positions."""
+    """Mean probability of the next token in what is trained on: entries normalised, nothing where there are none."""
     assert shard.inputs is not None
     starts_N = np.repeat(shard.inputs.input_splits[:-1], np.diff(shard.top_k.row_splits))
     labels_N = shard.inputs.input_ids[starts_N + shard.inputs.response_positions + 1]
-    is_gold_NK = shard.top_k.token_ids == labels_N[:, None]
-    return float(np.where(is_gold_NK, np.exp(shard.top_k.log_probs.astype(np.float64)), 0.0).sum(axis=1).mean())
+    mass_NK = np.exp(shard.top_k.log_probs.astype(np.float64))
+    gold_N = np.where(shard.top_k.token_ids == labels_N[:, None], mass_NK, 0.0).sum(axis=1)
+    return float((gold_N / np.maximum(mass_NK.sum(axis=1), np.finfo(np.float64).tiny)).mean())
 
 
 def measure(lab: Lab, sources: Sequence[str], labels: Sequence[str]) -> AlignmentResults:

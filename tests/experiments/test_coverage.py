@@ -27,7 +27,7 @@ def test_the_gold_tokens_mass_is_found_by_dialogue_and_is_0_where_nothing_arrive
         )
     metadata = ShardMetadata("model", "dataset", 2, "top_k")
     shard = Shard(top_k, ["a", "b"], ["code", "code"], np.array([2, 1], np.int64), metadata, inputs)
-    assert gold_probability(shard) == pytest.approx((0.2 + 0.0 + 0.4) / 3)
+    assert gold_probability(shard) == pytest.approx((0.2 / 0.9 + 0.0 + 0.4 / 0.7) / 3)
 
 
 def test_every_way_of_alignment_is_a_valid_recipe() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def test_committed_pages_have_the_figures_of_the_committed_results(page: Path) -
     text = page.read_text(encoding="utf-8")
     assert evidence.with_figures(text) == text, "run `python -m experiments.evidence`"
     assert "<!-- figures " in text
+
+
+def test_every_difference_in_the_prose_stands_in_the_tables() -> None:
+    numbers = re.compile(r"[+-](\d+\.\d)\b(?! %)")
+    page, tables = (path.read_text(encoding="utf-8") for path in evidence.PAGES[:2])
+    prose = evidence.BLOCK.sub("", page)
+    assert numbers.search(prose)
+    assert set(numbers.findall(prose)) <= set(numbers.findall(tables))
 
 
 def test_every_variant_is_a_valid_recipe_and_every_label_is_its_own() -> None:
