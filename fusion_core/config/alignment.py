@@ -81,8 +81,8 @@ class FusionFunctionConfig(Section):
         "byte", description="byte: nats per byte, comparable across tokenizers. token: nats per token (the paper)."
     )
     where_pivot_wins: Literal["distribution", "label"] = Field(
-        "distribution",
-        description="Where the pivot is better: train on its own distribution (paper), or on the label alone.",
+        "label",
+        description="mince, where the pivot is better: train on the label alone, or on its own distribution (paper).",
     )
     unaligned: Literal["label", "pivot"] = Field(
         "label", description="Where no source entry fits: train on the label alone, or on the pivot's own distribution."

@@ -24,7 +24,7 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """How a target is trained from the pivot on fused distributions."""
 
-    lm_weight: Share = Field(0.9, description="Share of the label's cross-entropy in the loss, lambda (paper: 0.9).")
+    lm_weight: Share = Field(0.5, description="Share of the label's cross-entropy in the loss, lambda (paper: 0.9).")
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the fused dialogues.")
     batch_dialogues: Count | None = Field(
         DEFAULT_BATCH_DIALOGUES, description="Dialogues behind one optimizer step, over all devices."

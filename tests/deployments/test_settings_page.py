@@ -20,4 +20,4 @@ def test_every_setting_of_every_level_has_a_row_with_its_meaning() -> None:
     assert page.count("| `FUSELINE_") == sum(
         name.split("_")[0] not in ("mlflow", "prefect") for name in Settings.model_fields
     )
-    assert "| `lm_weight` | number (≥ 0, ≤ 1) | `0.9` |" in page
+    assert "| `lm_weight` | number (≥ 0, ≤ 1) | `0.5` |" in page

@@ -32,8 +32,8 @@ def test_a_field_that_was_changed_to_no_effect_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("function", "setting"),
     [
-        ("avgce", {"where_pivot_wins": "label"}),
-        ("source", {"where_pivot_wins": "label"}),
+        ("avgce", {"where_pivot_wins": "distribution"}),
+        ("source", {"where_pivot_wins": "distribution"}),
         ("pivot", {"level": "token"}),
         ("pivot", {"cross_entropy_unit": "token"}),
         ("pivot", {"unaligned": "pivot"}),

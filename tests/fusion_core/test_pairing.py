@@ -116,14 +116,16 @@ def test_fused_shard_is_all_that_training_reads(pivot_encoder, source_encoder) -
     assert fused.metadata == ShardMetadata("fused", "dataset", 4)
 
 
-def test_pivot_that_is_better_keeps_its_rows(pivot_encoder, source_encoder) -> None:
-    pivot = make_shard(pivot_encoder, 0.9)
-    fused, coverage = run(pivot_encoder, source_encoder, pivot, make_shard(source_encoder, 0.2))
-    assert np.array_equal(fused.top_k.token_ids, pivot.top_k.token_ids)
-    assert coverage.overall("maths").positions_won == 0
-    label_only = FusionFunctionConfig(where_pivot_wins="label")
-    fused, _ = run(pivot_encoder, source_encoder, pivot, make_shard(source_encoder, 0.2), fusion=label_only)
+def test_where_the_pivot_is_better_the_label_is_learnt_or_in_the_papers_way_its_own_rows(
+    pivot_encoder, source_encoder
+) -> None:
+    pivot, source = make_shard(pivot_encoder, 0.9), make_shard(source_encoder, 0.2)
+    fused, coverage = run(pivot_encoder, source_encoder, pivot, source)
     assert np.all(fused.top_k.token_ids == -1)
+    assert coverage.overall("maths").positions_won == 0
+    papers = FusionFunctionConfig(where_pivot_wins="distribution")
+    fused, _ = run(pivot_encoder, source_encoder, pivot, source, fusion=papers)
+    assert np.array_equal(fused.top_k.token_ids, pivot.top_k.token_ids)
 
 
 def test_models_are_compared_per_byte_or_per_token(pivot_encoder, source_encoder) -> None:
@@ -203,7 +205,8 @@ def test_joint_fusion_of_two_sources(pivot_encoder, source_encoder) -> None:
 
 def test_same_model_as_its_own_source_changes_nothing(pivot_encoder) -> None:
     pivot = make_shard(pivot_encoder, 0.5)
-    fused, coverage = run(pivot_encoder, pivot_encoder, pivot, pivot)
+    papers = FusionFunctionConfig(where_pivot_wins="distribution")
+    fused, coverage = run(pivot_encoder, pivot_encoder, pivot, pivot, fusion=papers)
     assert np.array_equal(fused.top_k.token_ids, pivot.top_k.token_ids)
     assert np.array_equal(fused.top_k.log_probs, pivot.top_k.log_probs)
     assert coverage.overall("maths").boundary == pivot.top_k.positions
