@@ -89,10 +89,11 @@ def add_source_to_recipe(
     return recipe
 
 
-def recipe_yaml(config: FusionConfig) -> str:
-    """Return a recipe as YAML with every setting that was given or differs from its default."""
+def recipe_yaml(config: FusionConfig, *, with_defaults: bool = False) -> str:
+    """Return a recipe as YAML with what was given, or with every setting, for another version has other defaults."""
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(_without_empty(config.model_dump(mode="json", exclude_unset=True)), text)
+    settings = config.model_dump(mode="json", exclude_unset=not with_defaults)
+    YAML(typ="safe", pure=True).dump(_without_empty(settings), text)
     return text.getvalue()
 
 

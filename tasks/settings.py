@@ -141,6 +141,8 @@ class Settings(BaseSettings):
     def _absolute_folders(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = dict(values)
         home = _absolute(values.get("home") or ".fuseline")
+        if "?" in str(home):
+            raise ValueError(f"the home {home} has a ? in its path, where the address of MLflow's database would end")
         values["home"] = home
         store = str(values.get("store") or home / "store")
         values["store"] = store if ":" in store else str(_absolute(store))

@@ -25,6 +25,8 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting} has no value; write it as --set name=value.")
+        if name in values:
+            raise ConfigError(f"--set {setting}: {name} is given twice; give it once.")
         try:
             values[name] = YAML(typ="safe", pure=True).load(value)
         except (YAMLError, ValueError, TypeError, RecursionError) as error:

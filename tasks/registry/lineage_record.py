@@ -119,7 +119,7 @@ def lineage_record(fusion: ResolvedFusion) -> LineageRecord:
         stages=tuple(
             StageAddress(stage=stage, subject=subject, address=address) for (stage, subject), address in stages.items()
         ),
-        recipe=recipe_yaml(pinned_recipe(fusion)),
+        recipe=recipe_yaml(pinned_recipe(fusion), with_defaults=True),
         code=code_version(),
         packages=package_versions(),
         device=default_device().type,

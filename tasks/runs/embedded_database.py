@@ -27,7 +27,7 @@ def make_embedded_database(settings: Settings) -> None:
     address = make_url(settings.tracking_uri) if settings.tracking_uri.startswith("sqlite:") else None
     if address is None or address.database in (None, "", ":memory:"):
         return
-    path = Path(str(address.database)).absolute()
+    path = Path(str(address.database)).resolve()
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,8 @@ def stack_states(home: Path) -> list[ServiceState]:
 def _state(folder: StackFolder, service: Service) -> ServiceState:
     process = find_process(folder.record(service.name))
     healthy = process is not None and (service.health_url is None or _answers(service.health_url))
+    if healthy:
+        folder.answered(service.name)
     state = "stopped" if process is None else "runs" if healthy else "does not answer"
     pid = None if process is None else process.pid
     return ServiceState(service.title, service.address, state, healthy, pid, folder.log(service.name))
@@ -164,14 +166,18 @@ def _start(stack: Stack, service: Service, say: Say, project: Path | None = None
     port = {name: getattr(stack.ports, name) for name in USUAL}.get(service.name)
     if port is not None and not is_free(port):
         raise FusionError(
-            f"{service.title} needs port {port}, on which another program listens; stop that program, or remove "
-            f"{stack.folder.ports} to let `fuseline up` choose other ports."
+            f"{service.title} needs port {port}, on which another program listens; stop that program, or run "
+            f"`fuseline down` and remove {stack.folder.ports} to let `fuseline up` choose other ports."
         )
     say(f"starting {service.title}")
+    if project is None:
+        aside = stack.folder.make_data(service.name)
+        if aside is not None:
+            say(f"what {service.title} began to make and never answered with is set aside in {aside}")
     start_process(
         service.command,
         base_environment() | service.environment,
-        project or stack.folder.made_once(service.name),
+        project or stack.folder.data(service.name),
         stack.folder.log(service.name),
         record,
     )

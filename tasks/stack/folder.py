@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,19 +52,21 @@ class StackFolder:
         """Return the file that says which process a service is."""
         return self.root / "processes" / f"{service}.json"
 
-    def made_once(self, service: str) -> Path:
-        """Return the folder of a server's data, empty unless the server answered once: see `answered`.
+    def make_data(self, service: str) -> Path | None:
+        """Make the folder of a server's data, anew unless the server answered once (see `answered`).
 
-        A server that is killed while it makes its tables does not start on them again, and nobody's data are there yet.
+        A server that is killed while it makes its tables does not start on them again. They are set aside, for it may
+        have served somebody without our seeing it answer; returns where they lie now, None when there was nothing.
         """
-        data, first_start = self.data(service), self._first_start(service)
+        data, first_start, aside = self.data(service), self._first_start(service), None
         with disk_errors(f"Making {data}"):
-            if first_start.exists():
-                shutil.rmtree(data, ignore_errors=True)
-            if not data.exists():
+            if first_start.exists() and data.is_dir() and any(data.iterdir()):
+                aside = self.root / f"{service}.never-answered-{time.strftime('%Y%m%d-%H%M%S')}"
+                data.rename(aside)
+            if not data.is_dir():
                 first_start.touch()
                 data.mkdir()
-        return data
+        return aside
 
     def answered(self, service: str) -> None:
         """Note that a server answers: what it keeps is whole, and stays from now on."""

@@ -138,7 +138,7 @@ class CountedShards:
         self._known: dict[str, ShardCounts] = {}
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         for line in lines:
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, RecursionError):
                 sha256, counts = json.loads(line)
                 self._known[sha256] = ShardCounts(**counts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tasks.stages.prepare import shard_names
 from tasks.stages.stage_task import stage_task
 from tasks.store.publication import Artifact, Publication, fetch_file
 from tasks.store.workplace import Stage, compute_once, open_workplace
+
+logger = logging.getLogger(__name__)
 
 
 def fuse_distributions(
@@ -84,6 +87,8 @@ def fuse_distributions(
                     counted = Coverage(dict(zip((source.name for source in sources), found, strict=True)))
                 coverage += counted
                 progress(number + 1, len(names))
+        if config.fusion.function == "mince":
+            warn_of_idle_sources(coverage)
         tracking = workplace.tracking(config.registry.experiment)
         tracking.log(run, parameters=config.alignment.model_dump() | config.fusion.model_dump())
         tracking.log(run, metrics=coverage_metrics(coverage))
@@ -97,6 +102,17 @@ def fuse_distributions(
 
 
 fuse = stage_task(fuse_distributions, "fuse {sources[0].name}", lambda fusion, sources, *_, **__: fusion.fused(sources))
+
+
+def warn_of_idle_sources(coverage: Coverage) -> None:
+    """Say in the log which sources lose to the pivot everywhere."""
+    for source in coverage.sources:
+        if coverage.overall(source).positions_won == 0:
+            logger.warning(
+                "Source %s predicts no dialogue best, so nothing is learnt from it; leave it out, or give "
+                "dialogues of what it is good at.",
+                source,
+            )
 
 
 def _shard_name(name: str) -> str:

@@ -146,19 +146,28 @@ def collect_garbage(
     delete : bool
         Delete what was found; otherwise nothing is touched.
     older_than_seconds : float
-        Unfinished publications, strays and leftovers younger than this may belong to a run under way and are no
-        garbage.
+        Publications with all they were made from, unfinished ones, strays and leftovers younger than this may belong
+        to a run under way and are no garbage.
 
     Raises
     ------
     StoreError
-        A needed manifest is broken, so that what it was made from is not known; nothing is deleted.
+        A needed manifest is broken, so that what it was made from is not known, or there are no roots, so that
+        everything would go; nothing is deleted.
     """
     contents = read_contents(store)
     artifacts = {stored.address: stored for stored in contents.artifacts}
     needed = _needed(roots, artifacts, {broken.address for broken in contents.broken_manifests})
     oldest = time.time() - older_than_seconds
+    young = [stored.address for stored in contents.artifacts if stored.published > oldest]
+    needed |= _needed(young, artifacts, set())
     unneeded = tuple(stored for stored in contents.artifacts if stored.address not in needed)
+    if delete and unneeded and not roots:
+        raise StoreError(
+            f"No model is registered and no recipe is named, so all {len(unneeded)} publications of {store.url('')} "
+            "would be deleted; name the recipes in use with --recipe, or set MLFLOW_TRACKING_URI to the registry that "
+            "belongs to this store."
+        )
     unfinished = tuple(
         publication
         for publication in contents.unfinished

@@ -94,7 +94,7 @@ class FolderStore(Store):
                 return None
             status = path.stat()
             checksum = self._checksums / key
-            recorded = checksum.read_text() if checksum.is_file() else None
+            recorded = checksum.read_text(errors="replace") if checksum.is_file() else None
         return ObjectInfo(key, status.st_size, status.st_mtime, recorded)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -116,7 +116,10 @@ class FolderStore(Store):
     def leftovers(self, older_than_seconds: float) -> Iterator[ObjectInfo]:
         with disk_errors(f"Listing {self._partial}"):
             for path in sorted(self._partial.iterdir()):
-                status = path.stat()
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # in its place by now
+                    continue
                 if time.time() - status.st_mtime >= older_than_seconds:
                     yield ObjectInfo(path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
 

@@ -15,6 +15,8 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes
 def test_every_recipe_is_valid_and_survives_being_written_out(path: Path) -> None:
     recipe = load_recipe(path)
     assert parse_recipe(recipe_yaml(recipe), path) == recipe
+    whole = recipe_yaml(recipe, with_defaults=True)
+    assert parse_recipe(whole, path) == recipe and "where_pivot_wins" in whole and "lm_weight" in whole
     missing = [file.path for file in recipe.dialogues.files if file.path is not None and not file.path.is_file()]
     assert missing == []
 

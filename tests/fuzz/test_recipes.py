@@ -99,7 +99,9 @@ def test_recipes(count: int, tmp_path: Path) -> None:
         # What was taken is written and read again as the same, and fits the machine's numbers.
         plain = config.model_dump(mode="json")
         assert FusionConfig.model_validate(plain) == config
-        assert parse_recipe(recipe_yaml(config), tmp_path / "recipe.yaml") == config
+        for with_defaults in (False, True):
+            text = recipe_yaml(config, with_defaults=with_defaults)
+            assert parse_recipe(text, tmp_path / "recipe.yaml") == config
         assert max(numbers_in(plain)) < 2**63
 
     fuzz(count, make_recipe, read, tmp_path)

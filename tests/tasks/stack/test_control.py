@@ -69,17 +69,17 @@ def test_of_two_commands_at_once_one_is_refused(folder: StackFolder) -> None:
     assert not folder.credentials.exists()
 
 
-def test_what_a_server_left_that_never_answered_is_made_anew_and_what_one_keeps_that_did_stays(
+def test_what_a_server_left_that_never_answered_is_set_aside_and_what_one_keeps_that_did_stays(
     folder: StackFolder,
 ) -> None:
-    torn = folder.made_once("mlflow") / "mlflow.db"
-    torn.touch()
-    kept = folder.made_once("mlflow") / "mlflow.db"
-    assert not torn.exists()
-    kept.touch()
+    data = folder.data("mlflow") / "mlflow.db"
+    assert folder.make_data("mlflow") is None
+    data.write_text("torn")
+    aside = folder.make_data("mlflow")
+    assert aside is not None and (aside / "mlflow.db").read_text() == "torn" and not data.exists()
+    data.write_text("whole")
     folder.answered("mlflow")
-    folder.made_once("mlflow")
-    assert kept.exists()
+    assert folder.make_data("mlflow") is None and data.read_text() == "whole"
 
 
 def test_exports_are_read_by_a_shell_as_they_are() -> None:

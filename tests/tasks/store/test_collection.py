@@ -96,9 +96,17 @@ def test_garbage_is_shown_first_and_deleted_when_told(fusion: Store) -> None:
 
 def test_what_a_run_may_be_writing_is_no_garbage(fusion: Store) -> None:
     young = collect_garbage(fusion, {"merged/m"}, delete=False)
-    assert young.unfinished == young.strays == young.leftovers == ()
+    assert young.unneeded == young.unfinished == young.strays == young.leftovers == ()
+    assert "targets/old" in young.kept
     planned = collect_garbage(fusion, {"merged/m", "distributions/half"}, delete=False, older_than_seconds=0)
     assert planned.unfinished == ()
+
+
+def test_without_a_root_everything_would_go_so_nothing_does(fusion: Store) -> None:
+    before = [info.key for info in fusion.list()]
+    with pytest.raises(StoreError, match=r"No model is registered and no recipe is named.*--recipe"):
+        collect_garbage(fusion, (), delete=True, older_than_seconds=0)
+    assert [info.key for info in fusion.list()] == before
 
 
 def test_nothing_is_deleted_while_a_needed_manifest_is_broken(folder_store: FolderStore, tmp_path: Path) -> None:
