@@ -8,6 +8,7 @@ Between `<!-- figures NAME -->` and `<!-- end -->` a page holds what FORMS makes
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,7 +133,9 @@ def draw(results: Results) -> None:
     given = {row.label for row in results.rows if row.seed is None} - {PIVOT}
     cells = {label: one for label, one in summary(results).items() if label not in given}
     PLOTS.mkdir(exist_ok=True)
-    plot(cells, results.question).savefig(PLOTS / f"{results.table}.png", dpi=90, metadata={"Software": None})
+    plot(cells, textwrap.fill(results.question, 60)).savefig(
+        PLOTS / f"{results.table}.png", dpi=90, metadata={"Software": None}
+    )
 
 
 # What a block may show, and of which results.
