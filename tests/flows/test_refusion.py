@@ -212,7 +212,9 @@ def test_sources_taken_in_one_by_one_end_in_the_very_bytes_of_all_at_once(
     one_by_one = workplace.folder(resolve_fusion(everything).merged())
     monkeypatch.setenv("FUSELINE_HOME", str(tmp_path))
     lab = Lab(everything, None)
-    at_once = lab.workplace.folder(lab.checkpoint(Entry("fused", "fused"), config.training.seed).make().address)
+    # The lab follows the paper unless it is told otherwise.
+    product = Entry("fused", "fused", {"fusion.where_pivot_wins": "label"})
+    at_once = lab.workplace.folder(lab.checkpoint(product, config.training.seed).make().address)
     assert at_once.is_relative_to(tmp_path)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (one_by_one, at_once)]
     assert weights[0] == weights[1]

@@ -189,7 +189,7 @@ def test_a_jump_of_the_loss_stops_the_run():
 def test_another_runs_checkpoint_is_refused(pivot, shards, tmp_path):
     train(pivot, shards, tmp_path, settings())
     with pytest.raises(TrainingError, match="another learning_rate, lm_weight"):
-        train(pivot, shards, tmp_path, settings(learning_rate=1e-3), lm_weight=0.5)
+        train(pivot, shards, tmp_path, settings(learning_rate=1e-3), lm_weight=0.4)
     # What changes speed alone is free to change.
     train(pivot, shards, tmp_path, settings(micro_batch_tokens=500))
 
