@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fusion_core.config import FusionConfig
-from fusion_core.errors import FusionError, TrackingError
+from fusion_core.errors import FusionError
 from fusion_core.record import Record
-from tasks.runs.tracking import Tracking
 from tasks.store.workplace import open_workplace
 
 
 @contextmanager
 def logged_table(recipe: FusionConfig, name: str) -> Iterator[str]:
     """Open a table's run and give its id; it ends as finished, or as failed with what was raised."""
-    tracking: Tracking = open_workplace().tracking(recipe.registry.experiment)
+    tracking = open_workplace().tracking(recipe.registry.experiment)
     run = tracking.start_run(f"experiments {name}", {"fuseline.stage": "experiments"})
-    try:
+    with tracking.ending(run):
         yield run
-    except BaseException as error:
-        with suppress(TrackingError):
-            tracking.fail_run(run, error)
-        raise
-    tracking.end_run(run, "FINISHED")
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-from fusion_core.errors import EvaluationError, TrackingError
+from fusion_core.errors import EvaluationError
 from fusion_core.models.identity import ResolvedModel
 from tasks.addresses import ResolvedFusion
 from tasks.store.publication import Artifact
@@ -23,14 +23,8 @@ def entry_run(fusion: ResolvedFusion, source: ResolvedModel) -> Iterator[str]:
         f"fuseline.source.{source.name}": source.digest,
     }
     run = tracking.start_run(f"entry test of {source.name}", tags)
-    try:
+    with tracking.ending(run):
         yield run
-    except BaseException as error:
-        # The source's own error is the one to show, whatever MLflow says to this.
-        with suppress(TrackingError):
-            tracking.fail_run(run, error)
-        raise
-    tracking.end_run(run, "FINISHED")
 
 
 def require_quality(fusion: ResolvedFusion, source: ResolvedModel, pivot: Artifact, scores: Artifact, run: str) -> None:

@@ -121,11 +121,16 @@ class Tracking:
             self.continue_run(run_id)
         else:
             run_id = self.start_run(name, {"fuseline.stage": stage, "fuseline.address": address}, fusion_run)
+        with self.ending(run_id), system_metrics(self.settings.tracking_uri, run_id):
+            yield run_id
+
+    @contextmanager
+    def ending(self, run_id: str) -> Iterator[None]:
+        """End a run with the block: FINISHED, or FAILED with what the block raised."""
         try:
-            with system_metrics(self.settings.tracking_uri, run_id):
-                yield run_id
+            yield
         except BaseException as error:
-            # The stage's own error is the one to show, whatever MLflow says to this.
+            # The block's own error is the one to show, whatever MLflow says to this.
             with suppress(TrackingError):
                 self.fail_run(run_id, error)
             raise

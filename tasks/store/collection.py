@@ -164,7 +164,7 @@ def collect_garbage(
     unneeded = tuple(stored for stored in contents.artifacts if stored.address not in needed)
     if delete and unneeded and not roots:
         raise StoreError(
-            f"No model is registered and no recipe is named, so all {len(unneeded)} publications of {store.url('')} "
+            f"No model is registered and no recipe is named, so {len(unneeded)} publications of {store.url('')} "
             "would be deleted; name the recipes in use with --recipe, or set MLFLOW_TRACKING_URI to the registry that "
             "belongs to this store."
         )
