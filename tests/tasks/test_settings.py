@@ -41,6 +41,14 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert settings.tracking_uri == "http://mlflow:5000"
 
 
+def test_a_home_that_would_cut_the_databases_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FUSELINE_HOME", str(tmp_path / "ho?me"))
+    with pytest.raises(ConfigError, match=r"has a \? in its path"):
+        Settings()
+
+
 def test_a_password_in_an_address_is_used_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:my-secret@mlflow:5000/a")
     monkeypatch.setenv("FUSELINE_HOME", str(tmp_path))

@@ -113,6 +113,13 @@ def test_a_changed_shard_is_not_resumed_from(store: Store, tmp_path: Path, how: 
     assert read_contents(store).strays == ()
 
 
+def test_a_checksum_record_that_is_no_text_is_made_anew(folder_store: FolderStore, tmp_path: Path) -> None:
+    publish(folder_store, tmp_path / "one", stop_before=SHARDS[2])
+    (folder_store.root / ".sha256" / ADDRESS / SHARDS[0]).write_bytes(b"\xff\xfe\x80")
+    assert publish(folder_store, tmp_path / "two") == [SHARDS[0], SHARDS[2]]
+    assert verify(folder_store) == []
+
+
 @pytest.mark.parametrize("how", ["truncated", "one byte", "missing"])
 def test_a_broken_object_is_named_and_it_alone_is_computed_again(
     store: Store, cache: LocalCache, tmp_path: Path, how: str
