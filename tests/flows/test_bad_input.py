@@ -192,6 +192,12 @@ def test_setting_that_is_no_yaml(run: Run, tmp_path: Path) -> None:
     assert_plain(status, message, "density")
 
 
+def test_setting_that_is_given_twice(run: Run, tmp_path: Path) -> None:
+    twice = ("--set", "density=0.5", "--set", "density=0.6")
+    status, message = run("merge", tmp_path, tmp_path, *twice, "--out", tmp_path / "out")
+    assert_plain(status, message, "density is given twice")
+
+
 def test_missing_recipe(run: Run, tmp_path: Path) -> None:
     status, message = run("plan", tmp_path / "none.yaml")
     assert_plain(status, message, "none.yaml", "does not exist")
