@@ -169,6 +169,8 @@ def test_lineage_walks_back_to_the_data(
     first: FusionResult, recipe: FusionConfig, command: Callable[..., Result]
 ) -> None:
     found = read_lineage(NAME, first.model_version)
+    # Every setting, for another version has other defaults.
+    assert "where_pivot_wins: label" in found.record.recipe
     stages: dict[str, set[str]] = {}
     nodes = [found.tree]
     while nodes:
