@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from fusion_core.alignment import BytePositions, SharedText, Spans, align_by_dtw, map_vocabulary, project_with_coverage
 from fusion_core.alignment.positions import align_spans
+from fusion_core.alignment.vocabulary import Method
 from fusion_core.distributions import TopK
 from fusion_core.encoding.token_bytes import token_byte_ends, token_bytes
 
@@ -172,13 +174,13 @@ def measure_bytes(pivot: PreTrainedTokenizerBase, source: PreTrainedTokenizerBas
             shared: SharedText = shared,
             rows: TopK = rows,
         ) -> BytePositions:
-            aligned = align_spans(spans.starts, spans.ends, own.starts, own.ends)
-            positions = BytePositions(*aligned, spans.row_splits)
+            source_rows, bytes_read = align_spans(spans.starts, spans.ends, own.starts, own.ends)
+            positions = BytePositions(source_rows, bytes_read, spans.row_splits)
             project_with_coverage(rows, positions, vocabulary, text=shared, gold_consistent=consistent)
             return positions
 
         rate = len(spans.labels) / best_of(5, work)
-        plain = len(spans.labels) / best_of(5, lambda work=work: work(consistent=False))  # type: ignore[misc]
+        plain = len(spans.labels) / best_of(5, partial(work, consistent=False))
         inside = float(np.mean(work().bytes_read > 0))
         print(f"{length:>8}{rate:>14,.0f}{rate / BUDGET_POSITIONS:>10.2f}x{plain:>10,.0f}   {inside:.3f}", flush=True)
 
@@ -189,7 +191,7 @@ def measure_dtw(pivot: PreTrainedTokenizerBase, source: PreTrainedTokenizerBase,
     for length in LENGTHS:
         piece = cut(pivot, text, length)[0]
         ours, theirs = pivot.tokenize(piece), source.tokenize(piece)
-        rate = len(ours) / best_of(3, lambda ours=ours, theirs=theirs: align_by_dtw(ours, theirs))
+        rate = len(ours) / best_of(3, partial(align_by_dtw, ours, theirs))
         if length > longest:
             print(f"{length:>8}{rate:>14,.0f}{'-':>14}", flush=True)
             continue
@@ -216,7 +218,7 @@ def forget_peak() -> int:
     return status("VmRSS")
 
 
-def map_in_process(pivot_name: str, source_name: str, method: str) -> None:
+def map_in_process(pivot_name: str, source_name: str, method: Method) -> None:
     """Map once and print seconds, processor seconds and peak memory as JSON."""
     pivot, source = load(pivot_name), load(source_name)
     shape = (len(token_bytes(source)), len(token_bytes(pivot)))

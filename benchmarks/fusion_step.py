@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ def build(vocabulary: int, tokens: int, device: torch.device) -> tuple[LlamaForC
         tie_word_embeddings=False,
         use_cache=False,
     )
-    model = LlamaForCausalLM(config).to(device).train()
+    model = LlamaForCausalLM(config).train()
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper loses the types
     ids = torch.randint(0, vocabulary, (1, tokens + 1))
     log_probs = torch.log_softmax(torch.randn(tokens, TOP_K), 1).sort(1, descending=True).values - 0.1
     data = {
@@ -177,7 +179,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         order = arguments.ways if number % 2 == 0 else arguments.ways[::-1]
         for way in order:
-            times[way].append(seconds(lambda way=way: step(way, model, data, arguments.chunk_size)))
+            times[way].append(seconds(partial(step, way, model, data, arguments.chunk_size)))
     print(
         f"V = {arguments.vocabulary:,}, T = {arguments.tokens:,}, k = {TOP_K}, {compute_dtype('auto', device)}, "
         f"{device.type}, {torch.get_num_threads()} threads, medians of {arguments.rounds} rounds"

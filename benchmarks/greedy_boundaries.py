@@ -68,7 +68,7 @@ class IdealModel:
         trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, max_token_length=LONGEST, show_progress=False)
         self.tokenizer.train_from_iterator([chain.sample(4000)], trainer)
         size = self.tokenizer.get_vocab_size()
-        values = [self.tokenizer.id_to_token(index).encode() for index in range(size)]
+        values = [(self.tokenizer.id_to_token(index) or "").encode() for index in range(size)]
         digest = f"{vocabulary_size} of {values}"
         self.bytes = TokenBytes(values, np.zeros(size, bool), np.zeros(size, bool), digest)
         self.next_tokens = lru_cache(maxsize=None)(self._next_tokens)
@@ -122,16 +122,24 @@ def measure(seed: int, pivot_size: int, source_size: int, length: int) -> dict[s
     source, source_rows = source_model.read(text, 8)
     buffer = np.frombuffer(text.encode() + b"\xff", np.uint8)
     shared = SharedText(buffer, pivot, source, pivot_model.bytes, source_model.bytes)
-    positions = BytePositions(*align_spans(pivot.starts, pivot.ends, source.starts, source.ends), pivot.row_splits)
+    rows, bytes_read = align_spans(pivot.starts, pivot.ends, source.starts, source.ends)
+    positions = BytePositions(rows, bytes_read, pivot.row_splits)
     vocabulary = longest_prefixes(build_trie(pivot_model.bytes), *source_model.bytes.flat)
     distributions = to_top_k(source_rows, source.labels, source.row_splits, len(pivot_model.bytes))
     outcomes = {}
-    for name, settings in {
-        "boundaries only": {"condition_inside_tokens": False, "gold_consistent": False},
-        "+ conditioning": {"gold_consistent": False},
-        "+ chain rule (default)": {},
-    }.items():
-        found = project_with_coverage(distributions, positions, vocabulary, text=shared, **settings)
+    for name, conditioned, consistent in (
+        ("boundaries only", False, False),
+        ("+ conditioning", True, False),
+        ("+ chain rule (default)", True, True),
+    ):
+        found = project_with_coverage(
+            distributions,
+            positions,
+            vocabulary,
+            text=shared,
+            condition_inside_tokens=conditioned,
+            gold_consistent=consistent,
+        )
         projected = np.zeros_like(truth)
         for position in range(len(truth)):
             stored = found.top_k.token_ids[position] >= 0

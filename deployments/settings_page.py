@@ -115,8 +115,8 @@ def _default(field: dict[str, Any]) -> str:
 def _section_of(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
     """Return the schema of the section that a field holds, alone, in a list, or beside null."""
     if "$ref" in field:
-        found: dict[str, Any] = definitions[field["$ref"].rpartition("/")[2]]
-        return found if "properties" in found else None
+        section: dict[str, Any] = definitions[field["$ref"].rpartition("/")[2]]
+        return section if "properties" in section else None
     inside = [field["items"]] if isinstance(field.get("items"), dict) else field.get("anyOf", [])
     return next((found for one in inside if (found := _section_of(one, definitions)) is not None), None)
 

@@ -7,14 +7,13 @@ from typing import Any
 # The paper keeps the first of two entries that land on one token.
 PAPER = {"alignment.positions": "dtw", "alignment.duplicates": "first"}
 NOT_CONDITIONED, NO_CHAIN = {"alignment.condition_inside_tokens": False}, {"alignment.gold_consistent": False}
-BYTES, NEITHER = "bytes", "bytes, neither conditioning nor chain rule"
-STATISTICS, MINED, EXACT = "DTW, mapping statistics", "DTW, MinED", "DTW, exact match"
+BYTES, STATISTICS = "bytes", "DTW, mapping statistics"
 ALIGNMENTS: dict[str, dict[str, Any]] = {
     BYTES: {},
     "bytes, no conditioning inside tokens": NOT_CONDITIONED,
     "bytes, no chain rule": NO_CHAIN,
-    NEITHER: NOT_CONDITIONED | NO_CHAIN,
+    "bytes, neither conditioning nor chain rule": NOT_CONDITIONED | NO_CHAIN,
     STATISTICS: PAPER | {"alignment.vocabulary": "statistics"},
-    MINED: PAPER | {"alignment.vocabulary": "mined"},
-    EXACT: PAPER | {"alignment.vocabulary": "exact"},
+    "DTW, MinED": PAPER | {"alignment.vocabulary": "mined"},
+    "DTW, exact match": PAPER | {"alignment.vocabulary": "exact"},
 }

@@ -3,7 +3,7 @@
     python -m experiments.answers --data CORPORA --items 25
 
 CORPORA holds `gsm8k/test.jsonl`, `mbpp/mbpp.jsonl` and `humaneval/HumanEval.jsonl.gz` as their makers publish them.
-The models are five of table 1's, without FuseChat, targets and soups; the product asks, runs and scores
+The models are six of table 1's, without targets and soups; the product asks, runs and scores
 (`fusion_core.evaluation`), greedily and without worked examples.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from experiments.lab import Entry, Lab, load_lab_recipe
 from experiments.logged import logged_table, one_sentence, write
 from experiments.run import RESULTS
-from experiments.tables import JOINT, PIVOT, SFT
+from experiments.tables import FUSED, JOINT, PIVOT, SFT
 from fusion_core.evaluation.benchmarks import Subject, benchmarks_of
 from fusion_core.models.identity import ResolvedModel
 from fusion_core.record import Record
@@ -34,6 +34,7 @@ MODELS = (
     Entry("source dialogue", "dialogue"),
     Entry(SFT, "plain-sft"),
     Entry(JOINT, "fused", {"strategy": "joint"}),
+    Entry(FUSED, "fused"),
 )
 
 

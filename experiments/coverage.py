@@ -18,13 +18,14 @@ from experiments.lab import RECIPE, Lab, load_lab_recipe
 from experiments.logged import logged_table, one_sentence, write
 from experiments.run import RESULTS
 from experiments.tables import MORE_SOURCES
-from fusion_core.alignment.coverage import Counts
+from fusion_core.alignment.coverage import Coverage
 from fusion_core.record import Record
 from fusion_core.shards import Shard, read_shard
 from tasks.code_version import code_version
 from tasks.stages.extract import extract_distributions
 from tasks.stages.fuse import fuse_distributions
 from tasks.stages.prepare import prepare_dataset
+from tasks.store.manifest import metadata_of
 from tasks.store.workplace import computed_by
 
 # Recipe, which of its sources, which ways.
@@ -90,8 +91,8 @@ def measure(lab: Lab, sources: Sequence[str], labels: Sequence[str]) -> Alignmen
             fused = fuse_distributions(fusion, group, dialogues, distributions, lab.run)
             folder = lab.workplace.folder(fused.address)
             shards = [read_shard(path) for path in sorted(folder.glob("shard-*.parquet"))]
-            (domains,) = fused.metadata["coverage"]
-            counts = sum((Counts(**one) for one in domains.values()), Counts())
+            (domains,) = metadata_of(fused)["coverage"]
+            counts = Coverage.from_json({group[0].name: domains}).overall(group[0].name)
             positions = counts.positions
             weights = [shard.top_k.positions for shard in shards]
             rows.append(

@@ -8,24 +8,22 @@ Between `<!-- figures NAME -->` and `<!-- end -->` a page holds what FORMS makes
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.answers import AnswersResults
 from experiments.coverage import AlignmentResults
+from experiments.plots import PLOTS, draw
 from experiments.results import Difference, Results, summary
 from experiments.tables import FUSED, JOINT, JOINT_SOUP, PIVOT, SELF, SFT, SOUP
 from fusion_core.record import Record
-from fusion_core.report.sweep_table import OVERALL, as_markdown, plot
+from fusion_core.report.sweep_table import OVERALL, as_markdown
 
 Kind = TypeVar("Kind", bound=Record)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
-PLOTS = ROOT / "docs" / "plots"
-DRAWN = ("table1", "table2", "table3", "table8")
 PAGES = (ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence-tables.md", ROOT / "README.md")
 HEADLINE = (
     *((FUSED, one) for one in (PIVOT, SFT, SELF, SOUP)),
@@ -128,16 +126,6 @@ def answers(results: AnswersResults) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Results) -> None:
-    """Draw a table's trained models and the pivot; sources lie far outside and stand in the table alone."""
-    given = {row.label for row in results.rows if row.seed is None} - {PIVOT}
-    cells = {label: one for label, one in summary(results).items() if label not in given}
-    PLOTS.mkdir(exist_ok=True)
-    plot(cells, textwrap.fill(results.question, 60)).savefig(
-        PLOTS / f"{results.table}.png", dpi=90, metadata={"Software": None}
-    )
-
-
 # What a block may show, and of which results.
 FORMS: dict[str, tuple[type[Record], Callable[[Any], str]]] = {
     "scores": (Results, scores),
@@ -167,8 +155,7 @@ def with_figures(page: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(with_figures(page.read_text(encoding="utf-8")), encoding="utf-8")
-    for name in DRAWN:
-        draw(load(name, Results))
+    draw({name: load(name, Results) for name in PLOTS})
 
 
 if __name__ == "__main__":

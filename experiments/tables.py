@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiments.alignments import ALIGNMENTS, BYTES, EXACT, MINED, NEITHER, STATISTICS
+from experiments.alignments import ALIGNMENTS, BYTES
 from experiments.lab import Entry
 
 PIVOT, SFT, SOUP = "pivot", "plain SFT", "soup of two SFT"
@@ -108,7 +109,7 @@ def _merging() -> Table:
     return Table("Which merge of the same two targets is best?", entries, compared)
 
 
-def _joint(label: str, weight: float = 0.5, **settings: Any) -> Entry:
+def _joint(label: str, settings: Mapping[str, Any] = {}, weight: float = 0.5) -> Entry:
     """One target on both sources, so that what is compared is seen and not the merge."""
     return Entry(label, "fused", {"strategy": "joint", "training.lm_weight": weight, **settings})
 
@@ -118,15 +119,15 @@ def _fusing() -> Table:
         Entry(SFT, "plain-sft"),
         Entry(SELF, "target:maths", ALONE),
         _joint(MINCE),
-        _joint("MinCE, λ 0", 0.0),
-        _joint("MinCE, λ 0.1", 0.1),
-        _joint("MinCE, λ 0.3", 0.3),
-        _joint("MinCE, λ 0.7", 0.7),
-        _joint("MinCE, λ 0.9", 0.9),
-        _joint("MinCE, λ 0.5, label where the pivot wins", **LABEL),
-        _joint("MinCE by token, λ 0.5", **{"fusion.level": "token"}),
-        _joint("MinCE, CE per token, λ 0.5", **{"fusion.cross_entropy_unit": "token"}),
-        _joint("AvgCE, λ 0.5", **{"fusion.function": "avgce"}),
+        _joint("MinCE, λ 0", weight=0.0),
+        _joint("MinCE, λ 0.1", weight=0.1),
+        _joint("MinCE, λ 0.3", weight=0.3),
+        _joint("MinCE, λ 0.7", weight=0.7),
+        _joint("MinCE, λ 0.9", weight=0.9),
+        _joint("MinCE, λ 0.5, label where the pivot wins", LABEL),
+        _joint("MinCE by token, λ 0.5", {"fusion.level": "token"}),
+        _joint("MinCE, CE per token, λ 0.5", {"fusion.cross_entropy_unit": "token"}),
+        _joint("AvgCE, λ 0.5", {"fusion.function": "avgce"}),
     )
     compared = tuple((entry.label, SFT) for entry in entries[1:])
     return Table(
@@ -136,15 +137,22 @@ def _fusing() -> Table:
     )
 
 
+# λ 1 is plain SFT.
+RATES, WEIGHTS = (6e-5, 1.2e-4, 2.4e-4), (0.0, 0.3, 0.5, 0.7, 0.9)
+
+
+def at_rate(rate: float, weight: float | None = None) -> str:
+    """The label of plain SFT, or of one λ, at a learning rate."""
+    return f"{SFT if weight is None else f'λ {weight:g}'}, rate {1e5 * rate:g}e-5"
+
+
 def _rates() -> Table:
-    rates = (6e-5, 1.2e-4, 2.4e-4)
-    names = {rate: f"rate {1e5 * rate:g}e-5" for rate in rates}
     entries = []
-    for rate in rates:
+    for rate in RATES:
         setting = {"training.learning_rate": rate}
-        entries += [Entry(f"{SFT}, {names[rate]}", "plain-sft", setting)]
-        entries += [_joint(f"λ {weight}, {names[rate]}", weight, **setting) for weight in (0.5, 0.9)]
-    compared = [(f"λ {weight}, {names[rate]}", f"{SFT}, {names[rate]}") for rate in rates for weight in (0.5, 0.9)]
+        entries += [Entry(at_rate(rate), "plain-sft", setting)]
+        entries += [_joint(at_rate(rate, weight), setting, weight) for weight in WEIGHTS]
+    compared = [(at_rate(rate, weight), at_rate(rate)) for rate in RATES for weight in WEIGHTS]
     return Table("Does the best λ depend on the learning rate?", tuple(entries), tuple(compared))
 
 
@@ -162,14 +170,14 @@ def _always() -> Table:
 
 
 def _alignments() -> Table:
-    entries = tuple(_joint(label, **ALIGNMENTS[label]) for label in (BYTES, NEITHER, STATISTICS, MINED, EXACT))
+    entries = tuple(_joint(label, settings) for label, settings in ALIGNMENTS.items())
     compared = tuple((BYTES, entry.label) for entry in entries[1:])
     return Table("Does an alignment that carries more over lead to a better score?", entries, compared)
 
 
 def _top_k() -> Table:
-    entries = tuple(_joint(f"k = {top_k}", **{"extraction.top_k": top_k}) for top_k in (1, 5, 10, 20, 50))
-    entries += (_joint("10 samples", **{"extraction.truncation": "sampled"}),)
+    entries = tuple(_joint(f"k = {top_k}", {"extraction.top_k": top_k}) for top_k in (1, 5, 10, 20, 50))
+    entries += (_joint("10 samples", {"extraction.truncation": "sampled"}),)
     compared = (*((entry.label, "k = 10") for entry in entries if entry.label != "k = 10"), ("10 samples", "k = 20"))
     return Table("How many entries of a distribution are worth their place?", entries, compared)
 

@@ -43,15 +43,16 @@ def attach(model: PreTrainedModel, *, change_embedding: bool, seed: int) -> dict
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     factors: dict[str, Tensor] = {}
-    projections = [name for name, layer in model.model.named_modules(prefix="model") if isinstance(layer, nn.Linear)]
-    for name in projections:
-        layer = model.get_submodule(name)
+    named = model.model.named_modules(prefix="model")
+    for name, layer in [(name, layer) for name, layer in named if isinstance(layer, nn.Linear)]:
         scale = 1 / math.sqrt(layer.in_features)
         model.set_submodule(name, LowRank(layer, *_factors(layer.weight, scale, generator, name, factors)))
     if change_embedding:
-        shared = _factors(model.lm_head.weight, 0.5, generator, EMBEDDING, factors)
-        model.lm_head = LowRank(model.lm_head, *shared)
-        model.set_submodule(EMBEDDING, LowRank(model.get_submodule(EMBEDDING), *shared))
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
+        shared = _factors(head.weight, 0.5, generator, EMBEDDING, factors)
+        model.set_output_embeddings(LowRank(head, *shared))
+        model.set_submodule(EMBEDDING, LowRank(embedding, *shared))
     return factors
 
 
@@ -84,7 +85,9 @@ def apply(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return changed
 
 
-def _factors(weight: Tensor, scale: float, generator: torch.Generator, name: str, factors: dict[str, Tensor]):
+def _factors(
+    weight: Tensor, scale: float, generator: torch.Generator, name: str, factors: dict[str, Tensor]
+) -> tuple[nn.Parameter, nn.Parameter]:
     up = nn.Parameter(torch.zeros(weight.shape[0], RANK))
     down = nn.Parameter(torch.randn(RANK, weight.shape[1], generator=generator) * scale)
     factors[f"{name}.weight.up"], factors[f"{name}.weight.down"] = up, down

@@ -125,7 +125,8 @@ def build(name: str, output: Path) -> bool:
         config, body = read_body()
         weights, tokenizer = with_tokenizer(body, MODELS[name])
         weights = adapters.apply(weights, ADAPTERS / f"{name}.safetensors")
-        return assemble(config, weights, tokenizer).to(MODELS[name].dtype), tokenizer
+        model = assemble(config, weights, tokenizer)
+        return model.to(MODELS[name].dtype), tokenizer  # type: ignore[arg-type]  # transformers' wrapper loses the types
 
     return write_checkpoint(output / name, origin(name), make)
 

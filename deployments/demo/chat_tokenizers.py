@@ -46,7 +46,7 @@ def gpt2_tokenizer() -> PreTrainedTokenizerFast:
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     """The pivot's 8,192-entry byte-level vocabulary, as `make_data` trained and stored it."""
-    return AutoTokenizer.from_pretrained(BYTE_LEVEL_FOLDER)
+    return PreTrainedTokenizerFast.from_pretrained(BYTE_LEVEL_FOLDER)
 
 
 def train_byte_level(texts: Iterable[str], size: int = 8192) -> PreTrainedTokenizerFast:

@@ -43,7 +43,7 @@ class Encoded:
 
 def encode(dialogue: raw_data.Dialogue, tokenizer: PreTrainedTokenizerFast) -> Encoded:
     """Write a dialogue in the tokenizer's chat template and mark the tokens of its responses."""
-    text = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    text = str(tokenizer.apply_chat_template(dialogue, tokenize=False))
     spans = [match.span(1) for match in RESPONSE.finditer(text)]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     response = [any(start <= first < end for start, end in spans) for first, _ in encoding["offset_mapping"]]

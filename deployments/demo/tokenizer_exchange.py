@@ -25,7 +25,7 @@ def byte_alphabet() -> dict[str, int]:
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     """The bytes each token of a byte-level vocabulary stands for, None for special tokens."""
     alphabet, special = byte_alphabet(), tokenizer.added_tokens_decoder
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return [None if i in special else bytes(alphabet[c] for c in token) for i, token in enumerate(tokens)]
 
 
@@ -55,7 +55,7 @@ def mean_of_pieces(
     Tensor
         float32 [W, H].
     """
-    names = new.convert_ids_to_tokens(range(len(new)))
+    names = new.convert_ids_to_tokens(list(range(len(new))))
     vocabulary = old.get_vocab()
     fallback = vocabulary[TEXT_END]
     characters = {byte: character for character, byte in byte_alphabet().items()}

@@ -67,7 +67,7 @@ def train(toy: Toy, dialogues: list[raw_data.Dialogue], chance: random.Random, f
         f"{folder.name}: {model.config.model_type}, {size / 1e6:.1f}M parameters, {len(dialogues)} dialogues",
         flush=True,
     )
-    texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in dialogues]
+    texts = [str(tokenizer.apply_chat_template(one, tokenize=False)) for one in dialogues]
     pool = [Encoded(ids[:LENGTH], []) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -39,7 +39,8 @@ def make(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalL
     """A source in bfloat16, which is only read."""
     config, _ = read_body()
     weights = adapters.apply(exchanged(tokenizer), ADAPTERS / f"{name}.safetensors")
-    return assemble(config, weights, tokenizer).to(torch.bfloat16), tokenizer
+    model = assemble(config, weights, tokenizer)
+    return model.to(torch.bfloat16), tokenizer  # type: ignore[arg-type]  # transformers' wrapper loses the types
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from deployments.demo.chat_tokenizers import TURN_END, TURN_START, body_tokenize
 from deployments.demo.make_adapters import BATCH, SEED, draw_pool
 from deployments.demo.tokenizer_exchange import mean_of_pieces
 from fusion_core.dialogues import Dialogue, Turn
+from fusion_core.dialogues.turns import ROLE_NAMES
 from fusion_core.encoding.encoder import EncodedDialogue, Encoder
 from fusion_core.encoding.token_bytes import token_bytes
 
@@ -126,7 +127,7 @@ def encode(
 ) -> list[EncodedDialogue | None]:
     """Encode dialogues as the product does; None for one that it refuses or that has more tokens."""
     encoder = Encoder(tokenizer, LONGEST, "source")
-    turns = [tuple(Turn(message["role"], message["content"]) for message in one) for one in dialogues]
+    turns = [tuple(Turn(ROLE_NAMES[message["role"]], message["content"]) for message in one) for one in dialogues]
     encoded = encoder.encode_all([Dialogue(str(number), "", one) for number, one in enumerate(turns)])
     return [one if isinstance(one, EncodedDialogue) and len(one.input_ids) <= max_tokens else None for one in encoded]
 

@@ -17,6 +17,7 @@ from tests.flows.clusters import prefect_server_of_its_own
 from tests.tasks.object_server import BUCKET, WRITER, running_server, server_program
 
 STORIES = Path(__file__).resolve().parents[1] / "data" / "stories260k"
+EMBEDDING = "model.embed_tokens.weight"
 DEMO_DATA = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "data"
 TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'assistant' %}{{ message.content }}{{ eos_token }}"
@@ -105,7 +106,7 @@ def make_lab_source(folder: Path, texts: list[str], vocabulary: int) -> None:
     tokenizer.chat_template = TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(STORIES)
     old = AutoTokenizer.from_pretrained(STORIES)
-    embedding = model.get_input_embeddings().weight.detach()
+    embedding = model.get_parameter(EMBEDDING).detach()
     rows = []
     for token_id, content in enumerate(token_bytes(tokenizer).values):
         text = content.decode("utf-8", errors="replace")
@@ -113,7 +114,7 @@ def make_lab_source(folder: Path, texts: list[str], vocabulary: int) -> None:
         rows.append(embedding[pieces].mean(0))
     model.resize_token_embeddings(len(rows))
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(torch.stack(rows))
+        model.get_parameter(EMBEDDING).copy_(torch.stack(rows))
     model.tie_weights()
     model.config.bos_token_id, model.config.eos_token_id = 0, 1
     model.generation_config.bos_token_id, model.generation_config.eos_token_id = 0, 1

@@ -80,8 +80,8 @@ def test_the_same_command_uses_the_servers_it_is_given(
         }
         for name in ("prepare dialogues", "extract stories", "train target-bytes-400", "merge targets"):
             assert states_of[name] == ["Cached", "Completed"]
-        folder = next(line.split()[1] for line in first.stdout.splitlines() if line.startswith("model:"))
-        assert {"config.json", "README.md", "tokenizer.json"} <= {path.name for path in Path(folder).iterdir()}
+        folder = next(Path(line.split()[1]) for line in first.stdout.splitlines() if line.startswith("model:"))
+        assert {"config.json", "README.md", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
         version = httpx.get(
             f"{mlflow_url}/api/2.0/mlflow/model-versions/get", params={"name": "small", "version": "1"}
         ).json()["model_version"]

@@ -24,8 +24,8 @@ WRITER = ("test-writer", "test-writer-secret")
 ADMINISTRATOR = ("test-administrator", "test-administrator-secret")
 READER = ("test-reader", "test-reader-secret")
 # What `weed mini` listens on; it takes fixed numbers for those it is not told.
-PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "filer.port", "filer.port.grpc", "volume.port")
-PORTS += ("volume.port.grpc", "admin.port", "admin.port.grpc")
+SERVICES = ("s3", "master", "filer", "volume", "admin")
+PORTS = tuple(port for service in SERVICES for port in (f"{service}.port", f"{service}.port.grpc"))
 
 
 @dataclass(frozen=True)
