@@ -25,7 +25,7 @@ from tasks.registry.versions import (
     read_version,
     version_by_alias,
 )
-from tasks.runs.tracking import Tracking, plain_errors
+from tasks.runs.tracking import Tracking, clean, plain_errors
 from tasks.store.collection import verify
 from tasks.store.lock import StoreLock, held
 from tasks.store.workplace import Workplace, open_workplace
@@ -226,7 +226,7 @@ def log_promotion(promotion: Promotion) -> None:
     for gate in promotion.decision.gates:
         key = f"promotion.{gate.gate}.{gate.metric}.{gate.rival}" if gate.rival else f"promotion.required.{gate.metric}"
         tags[key] = " | ".join(cell for cell in gate.cells()[3:] if cell)
-    tags = {key: value for key, value in tags.items() if value}
+    tags = {clean(key): value for key, value in tags.items() if value}
     name, version = promotion.model_name, promotion.version
     with plain_errors(workplace.settings):
         for key, value in tags.items():

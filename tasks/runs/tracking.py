@@ -155,7 +155,8 @@ class Tracking:
             for start in range(0, len(entries), PARAMETERS_IN_ONE_CALL):
                 self.client.log_batch(run_id, params=entries[start : start + PARAMETERS_IN_ONE_CALL])
             if tags:
-                self.client.log_batch(run_id, tags=[RunTag(key, value[:LONGEST_VALUE]) for key, value in tags.items()])
+                named = [RunTag(clean(key), value[:LONGEST_VALUE]) for key, value in tags.items()]
+                self.client.log_batch(run_id, tags=named)
 
     def log_points(self, run_id: str | None, points: list[tuple[str, float, int, int]]) -> None:
         """Log (key, value, unix milliseconds, step) points; what is not finite is left out."""
@@ -205,7 +206,7 @@ def _user() -> str:
 
 
 def clean(key: str) -> str:
-    """Replace what MLflow does not allow in the name of a metric or parameter: other letters, and odd paths."""
+    """Replace what MLflow does not allow in the name of a metric, parameter or tag: other letters, and odd paths."""
     allowed = "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in key[:LONGEST_NAME])
     return "/".join(part for part in allowed.split("/") if part not in ("", ".", "..")) or "_"
 

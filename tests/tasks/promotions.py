@@ -6,6 +6,8 @@ from fusion_core.config import PromotionConfig
 from fusion_core.evaluation.decision import Decision, GateResult
 from tasks.registry.promotion import Candidacy
 
+NAME = "raced"
+
 
 def candidacy(name: str, version: str, champion: str | None) -> Candidacy:
     """Return a candidacy that passed."""

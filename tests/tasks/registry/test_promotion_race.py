@@ -13,13 +13,11 @@ import pytest
 
 from tasks.registry.mlmodel import publish_loading_files
 from tasks.registry.promotion import PromotionError, move_champion
-from tasks.registry.versions import ADDRESS, CHAMPION, version_by_alias
+from tasks.registry.versions import CHAMPION, version_by_alias
 from tasks.runs.tracking import Tracking
-from tasks.store.publication import Publication
 from tasks.store.workplace import open_workplace
-from tests.tasks.promotions import candidacy
+from tests.tasks.promotions import NAME, candidacy
 
-NAME = "raced"
 PROGRAM = """
     import sys, time
     from pathlib import Path
@@ -35,27 +33,6 @@ PROGRAM = """
     except (PromotionError, LockedError) as error:
         print(f"lost: {{error}}")
 """
-
-
-@pytest.fixture
-def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two registered versions with small whole publications, in a place of their own."""
-    for name in ("FUSELINE_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "FUSELINE_S3_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FUSELINE_HOME", str(tmp_path / "home"))
-    workplace = open_workplace()
-    client = Tracking(workplace.settings, "fuseline").client
-    client.create_registered_model(NAME)
-    made = []
-    for address in ("merged/a/1", "merged/b/1"):
-        publication = Publication(workplace.store, address)
-        (tmp_path / "config.json").write_text("{}")
-        publication.add("config.json", tmp_path / "config.json")
-        publication.finish(stage="merge", metadata={})
-        run = client.create_run("0").info.run_id
-        url = workplace.store.url(address)
-        made.append(str(client.create_model_version(NAME, url, run_id=run, tags={ADDRESS: address}).version))
-    return made
 
 
 def test_two_processes_end_in_one_champion(versions: list[str], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,29 +18,7 @@ from tasks.runs.ownership import owned_run
 from tasks.runs.tracking import ATTEMPT, ERROR, Tracking
 from tasks.store.folder import FolderStore
 from tasks.store.publication import Publication
-from tasks.store.workplace import COMPUTED_BY, Stage, Workplace, compute_once, open_workplace
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A place of its own, with an embedded MLflow."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("FUSELINE_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "FUSELINE_S3_ENDPOINT_URL"):
-            patch.delenv(name, raising=False)
-        patch.setenv("FUSELINE_HOME", str(folder))
-        yield folder
-
-
-@pytest.fixture
-def workplace(home: Path) -> Workplace:
-    return open_workplace()
-
-
-@pytest.fixture
-def tracking(workplace: Workplace, request: pytest.FixtureRequest) -> Tracking:
-    """An experiment for each test."""
-    return workplace.tracking(request.node.name)
+from tasks.store.workplace import COMPUTED_BY, Stage, Workplace, compute_once
 
 
 def status(tracking: Tracking, run: str) -> str:
