@@ -18,7 +18,7 @@ from experiments.plots import PLOTS, draw
 from experiments.results import Difference, Results, summary
 from experiments.tables import FUSED, JOINT, JOINT_SOUP, PIVOT, SELF, SFT, SOUP
 from fusion_core.record import Record
-from fusion_core.report.sweep_table import OVERALL, as_markdown
+from fusion_core.report.sweep_table import MEAN_OF_DOMAINS, as_markdown
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -47,7 +47,7 @@ def compared(results: Results) -> str:
     ]
     for pair in dict.fromkeys((one.label, one.baseline) for one in results.differences):
         cells = {one.domain: one for one in results.differences if (one.label, one.baseline) == pair}
-        mean = cells[OVERALL]
+        mean = cells[MEAN_OF_DOMAINS]
         shown = [_bold(_thousandths(mean.seeds.mean), _certain(mean)), _seeds(mean), _span(mean.low, mean.high)]
         shown += [
             f"{_thousandths(cells[name].seeds.mean)} {_span(cells[name].low, cells[name].high)}" for name in domains
@@ -59,14 +59,14 @@ def compared(results: Results) -> str:
 def headline(results: Results) -> str:
     """The differences that a user asks for first, in percent of the second model's nats per byte."""
     cells = summary(results)
-    means = {(one.label, one.baseline): one for one in results.differences if one.domain == OVERALL}
+    means = {(one.label, one.baseline): one for one in results.differences if one.domain == MEAN_OF_DOMAINS}
     lines = [
         "| nats per byte, mean of the domains | difference | over seeds | over dialogues |",
         "|---|---:|---:|---:|",
     ]
     for pair in HEADLINE:
         if pair in means:
-            one, rival = means[pair], cells[pair[1]][OVERALL].mean
+            one, rival = means[pair], cells[pair[1]][MEAN_OF_DOMAINS].mean
             seeds = _percent(rival, one.seeds.low, one.seeds.high)
             lines.append(
                 f"| {pair[0]} against {pair[1]} | {100 * one.seeds.mean / rival:+.1f} % | {seeds} | "

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.results import Results, summary
 from experiments.tables import PIVOT, RATES, WEIGHTS, at_rate
-from fusion_core.report.sweep_table import OVERALL, plot
+from fusion_core.report.sweep_table import MEAN_OF_DOMAINS, plot
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "plots"
 
@@ -24,7 +24,7 @@ def models(results: Results) -> Figure:
 
 def rates(results: Results) -> Figure:
     """What every λ gains on plain SFT at the same learning rate, a line each rate; λ 1 is plain SFT."""
-    found = {(one.label, one.baseline): one.seeds for one in results.differences if one.domain == OVERALL}
+    found = {(one.label, one.baseline): one.seeds for one in results.differences if one.domain == MEAN_OF_DOMAINS}
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     for rate in RATES:

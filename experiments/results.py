@@ -14,7 +14,7 @@ from fusion_core.evaluation.bootstrap import percentile_interval, resampled_sums
 from fusion_core.evaluation.common_bytes import common_coverage
 from fusion_core.evaluation.held_out_scores import HeldOutScores
 from fusion_core.record import Record
-from fusion_core.report.sweep_table import OVERALL, SweepCell, over_seeds
+from fusion_core.report.sweep_table import MEAN_OF_DOMAINS, SweepCell, over_seeds
 
 RESAMPLES = 4000
 
@@ -86,7 +86,7 @@ class Nats:
         """Nats per byte of each domain, and their mean."""
         sums = [np.bincount(self.strata, weights=column) for column in (nats_D, self.response_bytes)]
         by_domain = sums[0] / sums[1]
-        return {OVERALL: float(by_domain.mean())} | dict(zip(self.domains, by_domain.tolist(), strict=True))
+        return {MEAN_OF_DOMAINS: float(by_domain.mean())} | dict(zip(self.domains, by_domain.tolist(), strict=True))
 
 
 def gather(scores: Mapping[Key, HeldOutScores]) -> Nats:
@@ -113,7 +113,7 @@ def differences(nats: Nats, label: str, baseline: str, *, resamples: int = RESAM
     means = [np.mean(side, axis=0) for side in zip(*pairs, strict=True)]
     sums_RSM = resampled_sums(np.column_stack([*means, nats.response_bytes]), nats.strata, resamples, seed=0)
     ratios_RS = (sums_RSM[:, :, 0] - sums_RSM[:, :, 1]) / sums_RSM[:, :, 2]
-    draws = {OVERALL: ratios_RS.mean(axis=1)} | dict(zip(nats.domains, ratios_RS.T, strict=True))
+    draws = {MEAN_OF_DOMAINS: ratios_RS.mean(axis=1)} | dict(zip(nats.domains, ratios_RS.T, strict=True))
     found = []
     for domain, draws_R in draws.items():
         low, high = percentile_interval(draws_R)
@@ -135,7 +135,7 @@ def _pairs(
 def summary(results: Results) -> dict[str, dict[str, SweepCell]]:
     """Label to column to mean over seeds with its interval."""
     labels = list(dict.fromkeys(row.label for row in results.rows))
-    columns = (OVERALL, *results.dialogues)
+    columns = (MEAN_OF_DOMAINS, *results.dialogues)
     return {label: {name: over_seeds(_column(results.rows, label, name)) for name in columns} for label in labels}
 
 

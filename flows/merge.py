@@ -6,6 +6,7 @@ from prefect import flow
 
 from flows.fusechat import fusechat
 from fusion_core.merge_spec import MergeSpec
+from fusion_core.sweeps import with_settings
 from tasks.recipe_names import RecipeName, load_named_recipe
 from tasks.registry.register import FusionResult
 from tasks.stages.stage_task import log_errors_plainly
@@ -23,4 +24,5 @@ def merge(recipe: RecipeName = "demo", merge: MergeSpec = MergeSpec()) -> Fusion
         The method and its settings, in place of the recipe's.
     """
     log_errors_plainly()
-    return fusechat(load_named_recipe(recipe).model_copy(update={"merge": merge}))
+    given = merge.model_dump(mode="json", exclude_unset=True)
+    return fusechat(with_settings(load_named_recipe(recipe), {"merge": given}))

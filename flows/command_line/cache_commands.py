@@ -66,7 +66,7 @@ def verify_contents() -> None:
     from fusion_core.progress import show_progress
     from tasks.store.collection import verify
 
-    with show_progress("verify", "objects") as progress:
+    with show_progress("verify", "bytes") as progress:
         broken = verify(_store(), progress=progress)
     for item in broken:
         print(f"{item.address}/{item.name}: {item.found}")

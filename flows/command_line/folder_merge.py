@@ -37,6 +37,13 @@ def read_merge_options(method: str, settings: list[str]) -> MergeSpec:
         raise ConfigError(f"These options cannot be used: {explain(error)}") from error
 
 
+def refuse_unread(why: str, **given: object) -> None:
+    """Refuse what somebody gave and this way of merging would not read; PIVOT is an argument, the rest are options."""
+    unread = [name if name.isupper() else f"--{name}" for name, value in given.items() if value]
+    if unread:
+        raise ConfigError(f"{', '.join(unread)} would not be read: {why}; leave it out.")
+
+
 def merge_folders(pivot: Path, targets: list[Path], spec: MergeSpec, out: Path | None) -> None:
     """Merge checkpoint folders into a new one."""
     from fusion_core.merging import MergeReport, merge_checkpoints

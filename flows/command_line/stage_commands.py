@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line.folder_merge import merge_folders, read_merge_options
+from flows.command_line.folder_merge import merge_folders, read_merge_options, refuse_unread
 from flows.command_line.recipe_argument import Recipe
 
 ModelName = Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be given several times.")]
@@ -46,7 +46,9 @@ def merge(
     pivot: Annotated[Path | None, typer.Argument(help="Checkpoint folder of the pivot, or a recipe in YAML.")] = None,
     target: Annotated[list[Path] | None, typer.Argument(help="Checkpoint folders of the targets.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result: new, empty, or an earlier merge.")] = None,
-    method: Annotated[str, typer.Option(help="varm, linear, task_arithmetic, slerp, ties, dare or sce.")] = "varm",
+    method: Annotated[
+        str | None, typer.Option(help="varm (the default), linear, task_arithmetic, slerp, ties, dare or sce.")
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method, such as density=0.2.")
     ] = None,
@@ -58,14 +60,17 @@ def merge(
     if mergekit_config is not None:
         from fusion_core.merging.mergekit import read_mergekit_config
 
+        refuse_unread("mergekit's YAML names models, method and settings", PIVOT=pivot, method=method, set=setting)
         merge_folders(*read_mergekit_config(mergekit_config), out)
     elif pivot is None:
         raise ConfigError("Name the pivot's and the targets' checkpoint folders, a recipe, or --mergekit-config.")
     elif target:
-        merge_folders(pivot, target, read_merge_options(method, setting or []), out)
+        merge_folders(pivot, target, read_merge_options(method or "varm", setting or []), out)
     else:
         from tasks.stored_fusion import StoredFusion
 
+        what = "a recipe alone is merged as its `merge` section says, into the store (or name the targets' folders)"
+        refuse_unread(what, out=out, method=method, set=setting)
         _say([StoredFusion.open(pivot).merge()])
 
 

@@ -94,9 +94,11 @@ class TrainingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _tokens_take_the_place_of_dialogues(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("batch_tokens") is not None:
-            return {"batch_dialogues": None, **values}
-        return values
+        if not isinstance(values, dict) or values.get("batch_tokens") is None:
+            return values
+        # The default counts as not given here, too.
+        given = values.get("batch_dialogues")
+        return {**values, "batch_dialogues": None if given == cls.model_fields["batch_dialogues"].default else given}
 
     @model_validator(mode="after")
     def _one_kind_of_batch(self) -> TrainingConfig:

@@ -111,9 +111,9 @@ class CoverageRow(Record):
         Positions where both models have a boundary; inside a source token, conditioned on the bytes read; where no
         entry fitted. Their sum is ``positions``.
     mass_kept : float
-        Mean probability of the source's entries that reached the pivot's vocabulary, over positions with any.
+        Share of the source's stored mass that the projected rows hold, over the supervised positions.
     source_won : int
-        Positions whose fused distribution is the source's (MinCE), or takes part in it (AvgCE).
+        Positions where the source had the lowest cross-entropy of all models.
     """
 
     source: str

@@ -15,7 +15,7 @@ from fusion_core.evaluation.bootstrap import CONFIDENCE
 from fusion_core.evaluation.score_table import ScoreTable
 from fusion_core.record import Record
 
-OVERALL = "mean"
+MEAN_OF_DOMAINS = "mean"
 
 
 class SweepRow(Record):
@@ -41,7 +41,8 @@ def sweep_rows(variant: str, seed: int, scores: ScoreTable) -> list[SweepRow]:
     """Return a row for each model and domain of one fusion's score table."""
     rows = []
     for row in scores.rows:
-        values = {OVERALL: row.overall.nats_per_byte} | {name: s.nats_per_byte for name, s in row.domains.items()}
+        domains = {name: score.nats_per_byte for name, score in row.domains.items()}
+        values = {MEAN_OF_DOMAINS: row.mean_of_domains.nats_per_byte} | domains
         rows += [
             SweepRow(variant=variant, seed=seed, model=row.model, domain=domain, nats_per_byte=value)
             for domain, value in values.items()
@@ -101,7 +102,7 @@ def plot(summary: dict[str, dict[str, SweepCell]], title: str) -> Any:
     from matplotlib.figure import Figure
 
     labels = list(summary)
-    cells = [summary[label][OVERALL] for label in labels]
+    cells = [summary[label][MEAN_OF_DOMAINS] for label in labels]
     figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(labels)), layout="constrained")
     axes = figure.subplots()
     for place, cell in enumerate(cells):

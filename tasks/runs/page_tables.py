@@ -65,13 +65,13 @@ def plan_rows(statuses: Mapping[tuple[str, str], str]) -> list[Row]:
 
 
 def score_rows(summary: RunSummary) -> list[Row]:
-    """Return a row for each scored model: overall and by domain."""
+    """Return a row for each scored model: the mean of the domains, and each domain."""
     if summary.scores is None:
         return []
     return [
         {
             "model": row.model,
-            "mean": round(row.overall.nats_per_byte, 4),
+            "mean": round(row.mean_of_domains.nats_per_byte, 4),
             **{domain: round(score.nats_per_byte, 4) for domain, score in row.domains.items()},
         }
         for row in summary.scores.rows

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flows.command_line import main
+from flows.merge import merge
+from fusion_core.errors import ConfigError
 from tests.flows.conftest import STORIES
 
 
@@ -101,3 +103,26 @@ def test_the_card_appears_with_the_merge_or_nothing_does(
     assert run(monkeypatch, STORIES, target, "--out", tmp_path / "new" / "merged") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unread"),
+    [
+        (["recipe.yaml", "--method", "ties"], "--method"),
+        (["recipe.yaml", "--set", "density=0.2", "--out", "merged"], "--out, --set"),
+        (["--mergekit-config", "mergekit.yaml", "--method", "ties"], "--method"),
+        (["pivot", "target", "--mergekit-config", "mergekit.yaml"], "PIVOT"),
+    ],
+)
+def test_what_would_not_be_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], unread: str
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    assert f"{unread} would not be read" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_flow_refuses_a_recipe_that_merges_nothing(recipe_file: Path, tmp_path: Path) -> None:
+    joint = tmp_path / "small.yaml"
+    joint.write_text(recipe_file.read_text(encoding="utf-8") + "strategy: joint\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="merges nothing"):
+        merge.fn(str(joint))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fusion_core.config import AlignmentConfig, ExtractionConfig, FusionConfig, FusionFunctionConfig
+from fusion_core.config import AlignmentConfig, ExtractionConfig, FusionConfig, FusionFunctionConfig, TrainingConfig
 from fusion_core.recipes import load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "deployments" / "recipes").glob("*.yaml"))
@@ -22,6 +22,13 @@ def test_a_field_given_its_default_counts_as_not_given() -> None:
         "positions"
     }
     assert ExtractionConfig.model_validate({"truncation": "top_k", "seed": 0}).model_fields_set == set()
+
+
+def test_a_form_that_counts_batches_in_tokens_leaves_the_default_of_dialogues() -> None:
+    form = TrainingConfig().model_dump(mode="json") | {"batch_tokens": 4096}
+    assert TrainingConfig.model_validate(form).batch_dialogues is None
+    with pytest.raises(ValidationError, match="exactly one"):
+        TrainingConfig.model_validate(form | {"batch_dialogues": 7})
 
 
 def test_a_field_that_was_changed_to_no_effect_is_an_error() -> None:

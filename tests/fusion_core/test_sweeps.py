@@ -8,7 +8,9 @@ import pytest
 
 from fusion_core.config import FusionConfig
 from fusion_core.errors import ConfigError
-from fusion_core.report.sweep_table import SweepRow, as_csv, as_markdown, over_seeds, summarize_sweep
+from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
+from fusion_core.evaluation.score_table import compare
+from fusion_core.report.sweep_table import SweepRow, as_csv, as_markdown, over_seeds, summarize_sweep, sweep_rows
 from fusion_core.sweeps import Sweep, expand, load_sweep, with_settings
 
 
@@ -87,6 +89,16 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert cell.mean == pytest.approx(np.mean(values))
     assert cell.high == pytest.approx(np.mean(values) + half, abs=1e-6)
     assert over_seeds([0.5]).low is None
+
+
+def test_the_mean_is_that_of_the_domains_and_not_of_all_bytes() -> None:
+    # 1 nat for the one byte of d1, 18 for the nine of d2: means of domains 1.5, of bytes 1.9.
+    one = DialogueScore(dialogue_id="x", domain="d1", response_bytes=(1,), ends=(1,), nats=(1.0,))
+    other = DialogueScore(dialogue_id="y", domain="d2", response_bytes=(9,), ends=(9,), nats=(18.0,))
+    fused = HeldOutScores(model_name="fused", max_length_tokens=64, dialogues=(one, other), refused={})
+    scores = compare({"fused": fused}, "fused", resamples=10)
+    found = {row.domain: row.nats_per_byte for row in sweep_rows("a", 0, scores)}
+    assert found == {"mean": 1.5, "d1": 1.0, "d2": 2.0}
 
 
 def test_tables_have_the_chosen_model_alone_and_the_best_in_bold() -> None:
