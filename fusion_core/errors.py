@@ -53,6 +53,10 @@ class EvaluationError(FusionError):
     """A model cannot be scored."""
 
 
+class EndpointError(EvaluationError):
+    """An endpoint that serves a model, such as a judge, does not answer, or not us."""
+
+
 class TrackingError(FusionError):
     """MLflow cannot be reached or refuses what was sent."""
 

@@ -16,6 +16,7 @@ from fusion_core.errors import (
     ConfigError,
     DialogueError,
     DialogueRefusedError,
+    EndpointError,
     EvaluationError,
     FusionError,
     MergeError,
@@ -40,7 +41,7 @@ from tasks.store.lock import LockedError, StoreLock
 from tasks.store.publication import find_artifact
 from tasks.store.workplace import open_workplace
 
-# What a model can be blamed for. Stores, servers and disks raise others: then the source waits for the next time.
+# What a model can be blamed for. Stores, servers, disks and judges raise others, which the source waits out.
 FAULTS_OF_A_SOURCE = (
     AlignmentError,
     ConfigError,
@@ -53,7 +54,8 @@ FAULTS_OF_A_SOURCE = (
     TokenizerError,
     TrainingError,
 )
-NETWORK_FAULTS = (httpx.TransportError, ConnectionError, TimeoutError)
+# An endpoint's error is an evaluation's, and says why the judge is silent, which is never the judged model's doing.
+FAULTS_ON_THE_WAY = (EndpointError, httpx.TransportError, ConnectionError, TimeoutError)
 LOOK_SECONDS = 5.0
 # Made before the merge, so that the failure of any of them cannot be a new source's fault once they are there.
 STAGES_OF_ONE_SOURCE = ("prepare", "extract", "fuse", "train")
@@ -114,12 +116,12 @@ def is_whole(config: FusionConfig) -> bool:
 
 
 def is_fault_of_source(error: BaseException) -> bool:
-    """Say whether a failure is the model's, and not that of a network, store, server or disk."""
+    """Say whether a failure is the model's, and not that of a network, store, server, judge or disk."""
     if not isinstance(error, FAULTS_OF_A_SOURCE) or isinstance(error, TrainingInterruptedError):
         return False
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, NETWORK_FAULTS):
+        if isinstance(cause, FAULTS_ON_THE_WAY):
             return False
         cause = cause.__cause__
     return True

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from fusion_core.errors import EndpointError
 from fusion_core.evaluation.judging import ChatClient, Endpoint, bounded_client
-from fusion_core.evaluation.judging.chat_client import EndpointError
 from fusion_core.evaluation.judging.ratings import read_rating, read_verdict
 from tests.fuzz.fuzzing import counts, fuzz, fuzz_values, json_bytes, mutated_bytes, mutated_value, nasty, time_limit
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import openai
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from fusion_core.errors import EvaluationError, first_line
+from fusion_core.errors import EndpointError, EvaluationError, first_line
 from fusion_core.evaluation.judging.bounded_client import BoundedClient, ReplyTooLargeError, ReplyTooLateError
 
 LONGEST_WAIT_SECONDS = 60.0
@@ -75,10 +75,6 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     first_token: dict[str, float] = field(default_factory=dict)
-
-
-class EndpointError(EvaluationError):
-    """The endpoint does not answer, or not us."""
 
 
 class Refusal(EvaluationError):  # noqa: N818 - it is an answer, not a failure of the endpoint

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fusion_core.errors import EndpointError
 from fusion_core.evaluation.generation import Sampling
 from fusion_core.evaluation.generation_endpoint import EndpointGenerator
 from fusion_core.evaluation.judging import ChatClient, Endpoint, Refusal
-from fusion_core.evaluation.judging.chat_client import EndpointError, _first_token
+from fusion_core.evaluation.judging.chat_client import _first_token
 from tests.fusion_core.evaluation.chat_server import HALF_BODY, HALF_JSON, HANG, NO_CHOICES, chat_server
 
 MESSAGES = [{"role": "system", "content": "be fair"}, {"role": "user", "content": "how good is this"}]

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fusion_core.errors import EvaluationError
+from fusion_core.errors import EndpointError, EvaluationError
 from fusion_core.evaluation.judging import ChatClient, Endpoint, JudgeModel, JudgeSettings, Reply, ReplyLog
-from fusion_core.evaluation.judging.chat_client import EndpointError
 from fusion_core.evaluation.judging.ratings import read_rating, read_verdict
 from tests.fusion_core.evaluation.chat_server import chat_server
 
