@@ -24,14 +24,15 @@ class Measure(Record):
         None where the interval is not known.
     scale : str
         What makes two scores comparable, such as the judge and the questions; only equal scales compare.
-    higher_is_better : bool
+    higher_is_better : bool or None
+        None where neither is, so that the score passes no gate.
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
     scale: str = ""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
 
 
 class Contender(Record):

@@ -10,13 +10,12 @@ from fusion_core.config import MustBeat, MustNotDrop, PromotionConfig
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.bootstrap import CONFIDENCE
 from fusion_core.evaluation.decision import Contender, Decision, GateResult
+from fusion_core.evaluation.judged_scores import SUMMARIES
 from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.record import Record
 
 HELD_OUT = "nats_per_byte"
 MEAN_OF_DOMAINS = "mean_of_domains"
-# No parts of a judged metric: its mean and the turns of all categories together.
-SUMMARIES = frozenset({"overall", "turn_1", "turn_2", "win_rate", "length_controlled_win_rate"})
 
 
 class _UnansweredError(Exception):
@@ -200,6 +199,8 @@ def _compare(
             f"{candidate.name} and {rival.name} were scored on {metric} in different ways ({ours.scale or 'unknown'} "
             f"and {theirs.scale or 'unknown'}); score both alike"
         )
+    if ours.higher_is_better is None:
+        raise _UnansweredError(f"more or less of {metric} is neither better nor worse; name another metric")
     gain = (ours.mean - theirs.mean) * (1.0 if ours.higher_is_better else -1.0)
     low = high = None
     widths = [(one.high - one.low) / 2 for one in (ours, theirs) if one.low is not None and one.high is not None]

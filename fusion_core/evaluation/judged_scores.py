@@ -11,6 +11,14 @@ from pydantic import Field, model_validator
 from fusion_core.evaluation.decision import Measure
 from fusion_core.record import Record
 
+# No question categories: the mean, the turns of all categories together, and what a win rate is made of.
+SUMMARIES = frozenset(
+    {"overall", "turn_1", "turn_2", "win_rate", "wins", "ties", "losses", "length_controlled_win_rate"}
+)
+LOWER_IS_BETTER = frozenset({"losses"})
+# More ties may stand for fewer losses or for fewer wins.
+NEITHER_IS_BETTER = frozenset({"ties"})
+
 
 class Judge(Record):
     """Who judged, and how: scores of different judges do not compare.
@@ -143,8 +151,7 @@ class JudgedTable(Record):
     @property
     def categories(self) -> tuple[str, ...]:
         """Metrics of the question categories alone, such as ``mt_bench/writing``: the axes of a radar chart."""
-        others = {"overall", "turn_1", "turn_2", "win_rate", "wins", "ties", "losses", "length_controlled_win_rate"}
-        return tuple(name for name in self.metrics if name.partition("/")[2] not in others)
+        return tuple(name for name in self.metrics if name.partition("/")[2] not in SUMMARIES)
 
     @property
     def scale(self) -> str:
@@ -159,7 +166,13 @@ class JudgedTable(Record):
         """Return one model's metrics as the promotion's gates read them; what has no judgment is left out."""
         row = next((row for row in self.rows if row.model == model), None)
         return {
-            name: Measure(mean=found.mean, low=found.low, high=found.high, scale=self.scale)
+            name: Measure(
+                mean=found.mean,
+                low=found.low,
+                high=found.high,
+                scale=self.scale,
+                higher_is_better=higher_is_better(name),
+            )
             for name, found in (row.means if row is not None else {}).items()
             if found.mean is not None
         }
@@ -167,3 +180,9 @@ class JudgedTable(Record):
     def row(self, model: str) -> JudgedScores:
         """Return one model's line."""
         return next(row for row in self.rows if row.model == model)
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Whether more of a judged metric is better; None where neither is."""
+    part = metric.partition("/")[2]
+    return None if part in NEITHER_IS_BETTER else part not in LOWER_IS_BETTER

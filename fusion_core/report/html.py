@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from fusion_core.evaluation.judged_scores import JudgedTable
+from fusion_core.evaluation.judged_scores import JudgedTable, higher_is_better
 from fusion_core.evaluation.published_scores import published_scores
 from fusion_core.report.best import best_by_column
 from fusion_core.report.charts import loss_chart, merge_weight_charts, weights_outside_layers
@@ -67,9 +67,12 @@ def benchmark_title(name: str) -> str:
 
 
 def judged_best(table: JudgedTable, metric: str) -> str | None:
-    """Return the model with the highest mean of a judged metric."""
+    """Return the model with the best mean of a judged metric; None where none has one or no mean is better."""
     means = {row.model: mean for row in table.rows if (mean := row.means[metric].mean) is not None}
-    return max(means, key=lambda model: means[model]) if means else None
+    higher = higher_is_better(metric)
+    if not means or higher is None:
+        return None
+    return (max if higher else min)(means, key=lambda model: means[model])
 
 
 def mark_of(change: float | None) -> str:

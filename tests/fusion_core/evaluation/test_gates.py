@@ -10,6 +10,7 @@ from fusion_core.config import FusionConfig, MustBeat, MustNotDrop, PromotionCon
 from fusion_core.evaluation.decision import Contender, Measure
 from fusion_core.evaluation.gates import decide
 from fusion_core.evaluation.held_out_scores import DialogueScore, HeldOutScores
+from fusion_core.evaluation.judged_scores import Judge, JudgedMean, JudgedScores, JudgedTable
 
 BYTES = 100
 
@@ -146,6 +147,44 @@ def test_where_less_is_better_a_lower_score_beats() -> None:
     )
     assert decide(config, new, {"champion": old}).gates[0].gain == 1.0
     assert not decide(config, old, {"champion": new}).passed
+
+
+def compared(name: str, *, wins: float, ties: float, losses: float) -> Contender:
+    """A model with its comparisons with the pivot, in percent."""
+    rates = {"win_rate": wins + ties / 2, "wins": wins, "ties": ties, "losses": losses, "writing": 50.0}
+    row = JudgedScores(
+        model=name, means={f"mt_bench_pairwise/{part}": JudgedMean(mean=rate, n=8) for part, rate in rates.items()}
+    )
+    judge = Judge(model="j", endpoint="h")
+    table = JudgedTable(
+        benchmark="mt_bench_pairwise",
+        benchmark_digest="d",
+        questions=4,
+        judge=judge,
+        baseline="p",
+        rows=(row,),
+        resamples=1,
+    )
+    return Contender(name=name, measures=table.measures(name))
+
+
+def test_fewer_lost_pairs_are_better_and_ties_are_neither() -> None:
+    new = compared("new", wins=50.0, ties=40.0, losses=10.0)
+    old = compared("old", wins=40.0, ties=20.0, losses=40.0)
+    losses = beat(metric="mt_bench_pairwise/losses", confidence=None)
+    (gate,) = decide(losses, new, {"champion": old}).gates
+    assert gate.passed and gate.gain == 30.0
+    assert not decide(losses, old, {"champion": new}).passed
+    ties = decide(beat(metric="mt_bench_pairwise/ties", confidence=None), new, {"champion": old})
+    assert not ties.passed and "neither better nor worse" in ties.reason
+
+
+def test_only_categories_are_parts_of_a_pairwise_comparison() -> None:
+    drop = MustNotDrop(metric="mt_bench_pairwise", limit=5.0)
+    new = compared("new", wins=30.0, ties=70.0, losses=0.0)
+    old = compared("old", wins=40.0, ties=20.0, losses=40.0)
+    decision = decide(PromotionConfig(must_beat=(), must_not_drop_more_than=(drop,)), new, {"champion": old})
+    assert [(gate.metric, gate.passed) for gate in decision.gates] == [("mt_bench_pairwise/writing", True)]
 
 
 def test_the_table_shows_every_number() -> None:

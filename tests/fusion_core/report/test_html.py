@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fusion_core.evaluation.judged_scores import JudgedMean, JudgedScores
 from fusion_core.evaluation.published_scores import published_scores
 from fusion_core.report.best import best_by_column
 from fusion_core.report.costs import costs_by_stage
 from fusion_core.report.headline import headline
-from fusion_core.report.html import models_with_own_tokenizer, render_report
+from fusion_core.report.html import judged_best, models_with_own_tokenizer, render_report
 from fusion_core.report.radar import radar_charts
 from fusion_core.report.run_summary import ModelRow, RunSummary
 from tests.fusion_core.run_example import DOMAINS, LEVELS
@@ -84,6 +85,24 @@ def test_shows_every_part(page, summary):
     assert "lm_weight: 0.5" in text
     assert "torch" in text and "2.13.0" in text
     assert page.count("<figure>") == 6, "loss curves, a heat map per target, three radar charts"
+
+
+def test_the_best_judged_model_wins_most_and_loses_least(summary):
+    rates = {
+        "steady": {"wins": 40.0, "ties": 50.0, "losses": 10.0},
+        "bold": {"wins": 50.0, "ties": 10.0, "losses": 40.0},
+    }
+    rows = tuple(
+        JudgedScores(
+            model=model, means={f"mt_bench_pairwise/{part}": JudgedMean(mean=rate, n=8) for part, rate in found.items()}
+        )
+        for model, found in rates.items()
+    )
+    table = summary.judged[0].model_copy(update={"benchmark": "mt_bench_pairwise", "rows": rows})
+    best = {part: judged_best(table, f"mt_bench_pairwise/{part}") for part in ("wins", "ties", "losses")}
+    assert best == {"wins": "bold", "ties": None, "losses": "steady"}
+    page = render_report(summary.model_copy(update={"judged": (table,)}))
+    assert '<span class="best">10.00</span>' in page and '<span class="best">40.00</span>' not in page
 
 
 def test_shows_benchmarks_judges_changes_and_costs(page, summary):
