@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-DEPLOYMENTS = Path(__file__).resolve().parents[2] / "deployments"
+from tasks.settings import PREFIX, Settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEPLOYMENTS = REPOSITORY / "deployments"
 KUBERNETES = DEPLOYMENTS / "kubernetes"
+SLURM = sorted((DEPLOYMENTS / "slurm").glob("*.sbatch"))
 VERSION = "1.30"
 
 
@@ -94,7 +101,7 @@ def test_the_job_on_several_nodes_is_valid_and_its_numbers_agree() -> None:
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
 
 
-@pytest.mark.parametrize("script", sorted((DEPLOYMENTS / "slurm").glob("*.sbatch")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", SLURM, ids=lambda path: path.stem)
 def test_slurm_scripts_are_shell_and_warn_before_the_end(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     lines = script.read_text(encoding="utf-8").splitlines()
@@ -104,3 +111,37 @@ def test_slurm_scripts_are_shell_and_warn_before_the_end(script: Path) -> None:
     # Slurm reads no options after the first command.
     first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(not line.startswith("#SBATCH") for line in lines[first_command:])
+
+
+@pytest.mark.parametrize("page", [*SLURM, REPOSITORY / "docs" / "cluster.md"], ids=lambda path: path.stem)
+def test_every_variable_with_fuselines_prefix_is_a_setting(page: Path) -> None:
+    """A job inherits what was exported where it was queued, and one unknown variable ends every command."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    assert set(re.findall(rf"{PREFIX}\w+", page.read_text(encoding="utf-8"))) - known == set()
+
+
+def test_slurms_worker_queues_itself_again_when_its_time_is_over(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    stand_in(programs / "prefect", f"touch {tmp_path}/started; exec sleep 60")
+    stand_in(programs / "scontrol", f'echo "$@" > {tmp_path}/asked')
+    (tmp_path / "place").touch()
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PLACE_VARIABLES": str(tmp_path / "place"),
+        "PLACE_VENV": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }
+    script = DEPLOYMENTS / "slurm" / "worker.sbatch"
+    with subprocess.Popen(["bash", str(script)], env=environment) as job:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 0
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+def stand_in(path: Path, commands: str) -> None:
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
