@@ -99,9 +99,15 @@ class BenchmarkTable(Record):
         row = next((row for row in self.rows if row.model == model), None)
         if row is None:
             return {}
-        scales = {column.metric: column.scale for column in self.columns}
+        columns = {column.metric: column for column in self.columns}
         return {
-            metric: Measure(mean=mean.value, low=mean.low, high=mean.high, scale=scales[metric])
+            metric: Measure(
+                mean=mean.value,
+                low=mean.low,
+                high=mean.high,
+                scale=columns[metric].scale,
+                higher_is_better=columns[metric].higher_is_better,
+            )
             for metric, mean in row.means.items()
         }
 

@@ -79,6 +79,7 @@ def test_a_figure_that_is_no_mean_has_its_standard_error() -> None:
     )
     assert table is not None
     assert table.best(metric.name) == {"fused"}
+    assert not table.measures("fused")[metric.name].higher_is_better
     mean = table.rows[1].means[metric.name]
     assert (mean.low, mean.high) == (pytest.approx(7.02, abs=1e-3), pytest.approx(8.98, abs=1e-3))
 
