@@ -24,7 +24,7 @@ from fusion_core.evaluation.generation import Generator, Sampling
 from fusion_core.evaluation.languages import is_in_language, language_of
 from fusion_core.progress import Advance, ignore_progress
 
-VERSION = "1"
+VERSION = "2"
 OWN_PROMPTS = Path(__file__).with_name("chat_prompts.jsonl")
 METRICS = ("all", "ends_turn", "no_loops", "language")
 UNIT = re.compile(r"[぀-ヿ㐀-鿿가-힯฀-๿]|\w+|[^\w\s]")

@@ -24,7 +24,7 @@ from fusion_core.evaluation.benchmark import (
 from fusion_core.evaluation.generation import Conversation, Generator, Sampling
 from fusion_core.progress import Advance, ignore_progress
 
-VERSION = "1"
+VERSION = "2"
 MARK = "####"
 INSTRUCTION = "Reason step by step, then give the answer as a number on a last line of its own, after ####."
 # A minus between two numbers subtracts; before a number that stands alone it is a sign.

@@ -75,9 +75,13 @@ class TransformersGenerator:
         waiting = sorted((index for index in range(len(prompts)) if rooms[index]), key=lambda i: -len(prompts[i]))
         while waiting:
             needed = len(prompts[waiting[0]]) + rooms[waiting[0]]
-            batch = waiting[: max(1, self._batch_tokens // needed)]
+            # A batch has one limit for all its answers, so prompts to which the context leaves less room stay apart; in
+            # this order those with equal room stand together.
+            room = rooms[waiting[0]]
+            most = max(1, self._batch_tokens // needed)
+            batch = [index for index in waiting[:most] if rooms[index] == room]
             try:
-                answers = self._generate_batch([prompts[i] for i in batch], min(rooms[i] for i in batch), sampling)
+                answers = self._generate_batch([prompts[i] for i in batch], room, sampling)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

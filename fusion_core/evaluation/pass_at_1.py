@@ -9,7 +9,7 @@ from fusion_core.evaluation.code_problems import read_problems
 from fusion_core.evaluation.generation import Generator, Sampling
 from fusion_core.progress import Advance, ignore_progress
 
-VERSION = "1"
+VERSION = "2"
 
 
 def score_pass_at_1(

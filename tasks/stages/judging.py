@@ -16,7 +16,7 @@ from tasks.store.manifest import metadata_of
 from tasks.store.publication import Artifact
 
 # Raise a number when the code changes the bytes of a stage for equal settings.
-ALGORITHM_VERSIONS = {"answers": 1, "judgments": 1}
+ALGORITHM_VERSIONS = {"answers": 2, "judgments": 1}
 
 # What decides a judgment; the rest of the judge's settings is patience and speed.
 DECIDING_SETTINGS = ("model", "base_url", "temperature", "max_tokens", "attempts")

@@ -9,6 +9,7 @@ import pytest
 
 from flows.fusechat import fusechat
 from fusion_core.errors import EvaluationError, TrackingError
+from fusion_core.evaluation import exact_match
 from fusion_core.recipes import load_recipe
 from tasks.registry.register import FusionResult
 from tasks.resolve import resolve_fusion
@@ -68,7 +69,7 @@ def test_the_run_logs_metrics_versions_and_few_shot_counts(first_run: FusionResu
     assert "exact_match/sums.fused" in parent.data.metrics
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first_run.fusion_run}'")
     (child,) = [run for run in children if run.info.run_name == "evaluate fused on sums"]
-    assert child.data.params["task_version"] == "1"
+    assert child.data.params["task_version"] == exact_match.VERSION
     assert child.data.params["few_shot"] == "0"
     assert "exact_match/sums" in child.data.metrics
 

@@ -98,6 +98,18 @@ def test_a_prompt_as_long_as_the_context_gets_an_empty_unfinished_answer(parts) 
     assert (none.text, none.finished, none.new_tokens) == ("", False, 0)
 
 
+def test_how_long_an_answer_may_be_depends_on_its_own_prompt_alone(parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts[0].config, "max_position_embeddings", 64)
+    nearly_full = [[{"role": "user", "content": "Lily saw a big red ball. " * times}] for times in (5, 6, 6)]
+    conversations = [CONVERSATIONS[2], *nearly_full, CONVERSATIONS[1]]
+    for sampling in (Sampling(max_new_tokens=50), Sampling(temperature=0.9, max_new_tokens=50, seed=5)):
+        together = generator_of(parts).generate(conversations, sampling)
+        alone = generator_of(parts, batch_tokens=1).generate(conversations, sampling)
+        assert together == alone
+        assert [one.new_tokens for one in alone] == [min(50, 64 - one.prompt_tokens) for one in alone]
+    assert len({one.new_tokens for one in alone}) == 3
+
+
 @pytest.mark.parametrize("template", [CHATML, LLAMA_2])
 def test_a_template_without_a_generation_prompt_stops_where_its_response_begins(template: str) -> None:
     tokenizer = byte_level_tokenizer(template)
