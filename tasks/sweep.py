@@ -68,12 +68,8 @@ def sweep_run(name: str, cells: Sequence[Cell]) -> Iterator[str]:
     """Open the MLflow run that holds all fusions of a sweep; it ends FAILED when the flow raises."""
     tracking = _tracking(cells)
     run = tracking.start_run(f"sweep {name}", {"fuseline.stage": "sweep"})
-    try:
+    with tracking.ending(run):
         yield run
-    except BaseException as error:
-        tracking.fail_run(run, error)
-        raise
-    tracking.end_run(run, "FINISHED")
 
 
 def nest(cell: Cell, result: FusionResult, run: str) -> list[SweepRow]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fusion_core.errors import TrackingError
 from tasks.runs.tracking import Tracking, plain_errors
 from tasks.store.interface import Store
 from tasks.store.lock import StoreLock, abandoned_locks, owner_is_gone
@@ -30,16 +29,10 @@ def owned_run(tracking: Tracking, store: Store, name: str, identity: str, tags: 
     """
     run_id, lock = _claim(tracking, store, name, identity, tags)
     try:
-        _close_abandoned(tracking, store)
-        _clear_abandoned(tracking, store)
-        yield run_id
-    except BaseException as error:
-        # The error that stopped the fusion is the one to show, whatever MLflow says to this.
-        with suppress(TrackingError):
-            tracking.fail_run(run_id, error)
-        raise
-    else:
-        tracking.end_run(run_id, "FINISHED")
+        with tracking.ending(run_id):
+            _close_abandoned(tracking, store)
+            _clear_abandoned(tracking, store)
+            yield run_id
     finally:
         lock.release()
 
@@ -64,10 +57,12 @@ def _claim(
             lock.release()
             raise
         lock.release()
-    run_id = tracking.start_run(name, {**tags, STAGE: FUSION, IDENTITY: identity, STORE: store.url("")})
-    lock = StoreLock(store, _lock_name(run_id))
-    lock.try_acquire()
-    return run_id, lock
+    while True:
+        run_id = tracking.start_run(name, {**tags, STAGE: FUSION, IDENTITY: identity, STORE: store.url("")})
+        lock = StoreLock(store, _lock_name(run_id))
+        # Another process of the same fusion may find the new run before it is locked, and go on with it.
+        if lock.try_acquire():
+            return run_id, lock
 
 
 def _close_abandoned(tracking: Tracking, store: Store) -> None:
@@ -78,8 +73,13 @@ def _close_abandoned(tracking: Tracking, store: Store) -> None:
             continue
         lock = StoreLock(store, name)
         if lock.try_acquire():
-            _close_children(tracking, run.info.run_id)
-            tracking.end_run(run.info.run_id, "KILLED")
+            try:
+                _close_children(tracking, run.info.run_id)
+                tracking.end_run(run.info.run_id, "KILLED")
+            except BaseException:
+                # Without its lock nobody would see that the run is to be closed.
+                lock.abandon()
+                raise
             lock.release()
 
 

@@ -87,25 +87,43 @@ class StoreLock:
 
     def release(self) -> None:
         """Give the lock back; a lock that is not held stays as it is."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._stop_renewing()
         if self._is_mine():
             self._store.delete([f"{self._prefix}{self._number:08d}"])
         self._number = 0
 
+    def abandon(self) -> None:
+        """Leave the lock as a killed process of this machine leaves it: `owner_is_gone` finds it, anybody takes it."""
+        self._stop_renewing()
+        if self._is_mine():
+            self._store.write(f"{self._prefix}{self._number:08d}", json.dumps({"host": host()}).encode())
+        self._number = 0
+
+    def _stop_renewing(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
     def _is_mine(self) -> bool:
         """Look whose the lock is; the number alone does not tell, as numbers begin anew after a release."""
         number, content = self.top()
-        return 0 < number == self._number and _owner(content).get("owner") == self._owner["owner"]
+        return 0 < number == self._number and self._wrote(content)
+
+    def _wrote(self, content: bytes) -> bool:
+        return _owner(content).get("owner") == self._owner["owner"]
 
     def _put(self, number: int) -> bool:
         self._renewals = 0
-        if not self._store.write(f"{self._prefix}{number:08d}", self._content(), if_absent=True):
-            return False
-        keys = self._keys()
         mine = f"{self._prefix}{number:08d}"
+        if not self._store.write(mine, self._content(), if_absent=True):
+            # One's own object may be what is there: where the store's answer was lost, the repetition comes second.
+            try:
+                if not self._wrote(self._store.read(mine)):
+                    return False
+            except MissingObjectError:  # another owner's, released meanwhile
+                return False
+        keys = self._keys()
         if max(keys, default="") != mine:
             self._store.delete([mine])
             return False

@@ -56,6 +56,32 @@ def test_one_that_was_taken_for_dead_leaves_the_lock_to_a_later_owner_of_the_sam
     third.release()
 
 
+class LostAnswers(FolderStore):
+    """A store whose answer to a first write is lost, so that its repetition is told that something is there."""
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        return super().write(key, data, if_absent=if_absent) and not if_absent
+
+
+def test_a_lock_whose_answer_was_lost_is_its_writers(folder_store: FolderStore) -> None:
+    lock = StoreLock(LostAnswers(folder_store.root), "a")
+    assert lock.try_acquire()
+    lock.require()
+    assert not StoreLock(folder_store, "a").try_acquire()
+    lock.release()
+    assert list(folder_store.list("locks")) == []
+
+
+def test_an_abandoned_lock_is_as_a_killed_process_leaves_it(store: Store) -> None:
+    lock = StoreLock(store, "a")
+    assert lock.try_acquire()
+    lock.abandon()
+    assert owner_is_gone(store, "a")
+    with held(store, "a", "It is busy", 0.0), pytest.raises(LockedError):
+        lock.require()
+    assert list(store.list("locks")) == []
+
+
 def elsewhere(store: Store, renewals: int) -> None:
     """Write as an owner on another machine would."""
     content = {"host": "another machine", "pid": 1, "started": 0.0, "renewals": renewals}
