@@ -28,8 +28,9 @@ PARAMETERS_IN_ONE_CALL = 90
 LONGEST_VALUE = 6000
 LONGEST_NAME = 250
 
-# How often a run was begun, and what stopped it.
+# How often a run was begun, when last (seconds since the epoch), and what stopped it.
 ATTEMPT = "fuseline.attempt"
+BEGUN = "fuseline.attempt_begun"
 ERROR = "fuseline.error"
 
 
@@ -72,6 +73,7 @@ class Tracking:
         """Open a run and return its id."""
         all_tags = {
             **tags,
+            BEGUN: str(time.time()),
             **({"mlflow.parentRunId": parent} if parent else {}),
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": "fuseline",
@@ -86,8 +88,14 @@ class Tracking:
             tags = self.client.get_run(run_id).data.tags
             self.client.update_run(run_id, status="RUNNING")
             self.client.set_tag(run_id, ATTEMPT, str(int(tags.get(ATTEMPT, "1")) + 1))
+            self.client.set_tag(run_id, BEGUN, str(time.time()))
             if ERROR in tags:
                 self.client.delete_tag(run_id, ERROR)
+
+    def begun(self, run_id: str) -> float:
+        """Return when the last attempt of a run began, in seconds since the epoch."""
+        with plain_errors(self.settings):
+            return float(self.client.get_run(run_id).data.tags[BEGUN])
 
     def end_run(self, run_id: str, status: str) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""

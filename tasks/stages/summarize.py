@@ -196,7 +196,8 @@ def _seconds_since_start(workplace: Workplace, config: FusionConfig, fusion_run:
     if fusion_run is None:
         return 0.0
     tracking = workplace.tracking(config.registry.experiment)
-    return round(time.time() - tracking.client.get_run(fusion_run).info.start_time / 1000, 1)
+    # Not since the run's own start: an attempt goes on in the run of one that failed, maybe days ago.
+    return round(time.time() - tracking.begun(fusion_run), 1)
 
 
 def _device_name() -> str:
