@@ -101,6 +101,16 @@ def test_the_job_on_several_nodes_is_valid_and_its_numbers_agree() -> None:
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
 
 
+def test_the_home_of_the_image_is_on_a_disk_that_can_be_written(template: dict[str, Any]) -> None:
+    """Libraries keep what they fetch from a hub in the home, and the root is read-only."""
+    dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    home = re.search(r"\sHOME=(\S+)", dockerfile.partition("AS worker\n")[2])
+    _, several = YAML(typ="safe").load_all(KUBERNETES / "train-on-nodes.yaml")
+    for job in (job_of(template), several):
+        mounts = job["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert home and home[1] in {mount["mountPath"] for mount in mounts}
+
+
 @pytest.mark.parametrize("script", SLURM, ids=lambda path: path.stem)
 def test_slurm_scripts_are_shell_and_warn_before_the_end(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)

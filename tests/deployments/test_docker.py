@@ -167,6 +167,14 @@ def test_secret_files_become_variables_by_name_alone(tmp_path: Path) -> None:
     assert "not_a_variable" not in shown
 
 
+def test_the_ordinary_user_may_ask_git_in_the_image(services: dict[str, dict]) -> None:
+    """`prefect deploy` asks git for a version; git refuses a folder of another user's, such as root's here."""
+    worker = (DOCKER / "Dockerfile").read_text(encoding="utf-8").partition("AS worker\n")[2]
+    (folder,) = re.findall(r"^WORKDIR (\S+)", worker, re.MULTILINE)[:1]
+    assert folder in services["setup"]["command"]
+    assert f"git config --system --add safe.directory {folder}" in worker.partition("\nUSER ")[0]
+
+
 def test_dockerfile_has_no_complaint_of_hadolint() -> None:
     program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
