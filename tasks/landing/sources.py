@@ -25,7 +25,7 @@ from fusion_core.config import NAME_PATTERN, FusionConfig, ModelConfig
 from fusion_core.errors import ConfigError
 from fusion_core.recipes import explain
 from tasks.addresses import digest_of
-from tasks.runs.tracking import plain_errors
+from tasks.registry.versions import search_versions
 from tasks.store.interface import MissingObjectError
 from tasks.store.workplace import Workplace
 
@@ -36,7 +36,6 @@ RECIPE_TAG = "fuseline.recipe"
 NAME_TAG = "fuseline.name"
 HUB_TAG = "fuseline.hub"
 REVISION_TAG = "fuseline.revision"
-VERSIONS_IN_ONE_PAGE = 200
 LARGEST_SETTINGS_BYTES = 1 << 20
 
 
@@ -111,26 +110,18 @@ def _folder(config: FusionConfig) -> str:
 
 
 def _registered(workplace: Workplace, config: FusionConfig) -> Iterator[LandedSource]:
-    client = workplace.tracking(config.registry.experiment).client
     wanted = f"tag.`{SOURCE_TAG}` = 'true' and tag.`{RECIPE_TAG}` = '{config.name}'"
-    token = None
-    while True:
-        with plain_errors(workplace.settings):
-            page = client.search_model_versions(wanted, max_results=VERSIONS_IN_ONE_PAGE, page_token=token)
-        for version in page:
-            hub = version.tags.get(HUB_TAG)
-            name = _plain(version.tags.get(NAME_TAG) or f"{version.name}-v{version.version}")
-            yield LandedSource(
-                name=name,
-                origin="registry",
-                reference=f"models:/{version.name}/{version.version}",
-                landed=version.creation_timestamp / 1000,
-                model=ModelConfig(name=name, hub=hub, revision=version.tags.get(REVISION_TAG)) if hub else None,
-                files="" if hub else str(version.source),
-            )
-        token = page.token
-        if not token:
-            return
+    for version in search_versions(workplace.tracking(config.registry.experiment), wanted):
+        hub = version.tags.get(HUB_TAG)
+        name = _plain(version.tags.get(NAME_TAG) or f"{version.name}-v{version.version}")
+        yield LandedSource(
+            name=name,
+            origin="registry",
+            reference=f"models:/{version.name}/{version.version}",
+            landed=version.creation_timestamp / 1000,
+            model=ModelConfig(name=name, hub=hub, revision=version.tags.get(REVISION_TAG)) if hub else None,
+            files="" if hub else str(version.source),
+        )
 
 
 def _stored(workplace: Workplace, config: FusionConfig) -> Iterator[LandedSource]:

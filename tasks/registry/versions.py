@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
@@ -21,6 +23,7 @@ PREVIOUS = "previous"
 ADDRESS = "fuseline.address"
 # The last fusion that registered the version; MLflow's own field keeps the first.
 RUN = "fuseline.run"
+VERSIONS_IN_ONE_PAGE = 200
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -56,6 +59,18 @@ def read_version(tracking: Tracking, name: str, version: str) -> RegisteredVersi
     if ADDRESS not in tags:
         raise ConfigError(f"Version {version} of {name!r} was not registered by Fuseline; name one that was.")
     return RegisteredVersion(name, str(found.version), tags[ADDRESS], tags.get(RUN) or found.run_id, tags)
+
+
+def search_versions(tracking: Tracking, wanted: str | None = None) -> Iterator[ModelVersion]:
+    """Go through all registered versions, or those that a filter of MLflow's takes, however many there are."""
+    token = None
+    while True:
+        with plain_errors(tracking.settings):
+            page = tracking.client.search_model_versions(wanted, max_results=VERSIONS_IN_ONE_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def version_by_alias(client: MlflowClient, name: str, alias: str) -> str | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fusion_core.recipes import load_recipe
 from tasks.plan import stage_addresses
+from tasks.registry.versions import ADDRESS, search_versions
 from tasks.resolve import resolve_fusion
-from tasks.runs.tracking import Tracking, plain_errors
+from tasks.runs.tracking import Tracking
 from tasks.settings import Settings
 from tasks.stages.benchmarks import benchmark_addresses
 from tasks.stages.judged import judged_addresses
@@ -16,10 +17,8 @@ from tasks.stages.judged import judged_addresses
 
 def addresses_in_use(recipes: Sequence[Path]) -> set[str]:
     """Return the addresses of all registered fused models and of every stage of some recipes."""
-    settings = Settings()
-    with plain_errors(settings):
-        versions = Tracking(settings, "fuseline").client.search_model_versions(max_results=10_000)
-    roots = {version.tags["fuseline.address"] for version in versions if "fuseline.address" in version.tags}
+    versions = search_versions(Tracking(Settings(), "fuseline"))
+    roots = {version.tags[ADDRESS] for version in versions if ADDRESS in version.tags}
     for recipe in recipes:
         fusion = resolve_fusion(load_recipe(recipe))
         roots |= {
