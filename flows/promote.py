@@ -25,7 +25,7 @@ def promote(
     dry_run: bool = False,
     force: bool = False,
     reason: str = "",
-    approved_by: str = "",
+    decided_by: str = "",
 ) -> Promotion:
     """Hold a registered version against the gates of its recipe and make it champion if it passes.
 
@@ -41,7 +41,7 @@ def promote(
         Promote whatever the gates say; needs a reason.
     reason : str
         Why it is forced; kept with the version.
-    approved_by : str
+    decided_by : str
         Who has approved already; with ``approval: manual`` nobody is asked then.
     """
     log_errors_plainly()
@@ -54,15 +54,15 @@ def promote(
     if dry_run:
         return leave(candidacy, "dry run", candidacy.decision.reason)
     if force:
-        return make_champion(candidacy, force_reason=reason, approved_by=approved_by)
+        return make_champion(candidacy, force_reason=reason, decided_by=decided_by)
     if not candidacy.decision.passed:
         return leave(candidacy, "refused", candidacy.decision.reason)
-    if candidacy.config.approval == "manual" and not approved_by:
+    if candidacy.config.approval == "manual" and not decided_by:
         answer = ask_a_person(candidacy)
         if not answer.approve:
             return leave(candidacy, "declined", answer.reason or "a person declined it", answer.name)
-        approved_by = answer.name
-    return make_champion(candidacy, approved_by=approved_by)
+        decided_by = answer.name
+    return make_champion(candidacy, decided_by=decided_by)
 
 
 @flow(name="rollback", flow_run_name="roll back {model_name}", persist_result=False)

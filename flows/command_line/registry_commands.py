@@ -51,9 +51,9 @@ def promote(
         return
     print_decision(candidacy)
     asked = candidacy.config.approval == "manual" and candidacy.decision.passed and not (force or dry_run)
-    approved_by = _ask(candidacy, yes) if asked and not candidacy.is_champion else ""
+    decided_by = _ask(candidacy, yes) if asked and not candidacy.is_champion else ""
     promotion = promote_flow(
-        model, candidacy.version, dry_run=dry_run, force=force, reason=reason, approved_by=approved_by
+        model, candidacy.version, dry_run=dry_run, force=force, reason=reason, decided_by=decided_by
     )
     if promotion.promoted:
         before = f", before it version {promotion.previous}" if promotion.previous else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +68,7 @@ class Promotion(BaseModel):
     champion: str | None
     previous: str | None
     decision: Decision | None = None
-    approved_by: str = ""
+    decided_by: str = ""
 
     @property
     def promoted(self) -> bool:
@@ -114,7 +114,7 @@ def judge_version(model_name: str, version: str | None = None) -> Candidacy:
     )
 
 
-def move_champion(candidacy: Candidacy, *, force_reason: str = "", approved_by: str = "") -> Promotion:
+def move_champion(candidacy: Candidacy, *, force_reason: str = "", decided_by: str = "") -> Promotion:
     """Make a judged version the champion; the champion so far becomes 'previous'.
 
     Raises
@@ -153,13 +153,13 @@ def move_champion(candidacy: Candidacy, *, force_reason: str = "", approved_by: 
         champion=version,
         previous=champion,
         decision=candidacy.decision,
-        approved_by=approved_by,
+        decided_by=decided_by,
     )
     log_promotion(promotion)
     return promotion
 
 
-def leave_champion(candidacy: Candidacy, outcome: Outcome, reason: str, approved_by: str = "") -> Promotion:
+def leave_champion(candidacy: Candidacy, outcome: Outcome, reason: str, decided_by: str = "") -> Promotion:
     """Say why the champion stays; a dry run leaves no trace, everything else is logged with the version."""
     promotion = Promotion(
         model_name=candidacy.model_name,
@@ -169,7 +169,7 @@ def leave_champion(candidacy: Candidacy, outcome: Outcome, reason: str, approved
         champion=candidacy.champion,
         previous=None,
         decision=candidacy.decision,
-        approved_by=approved_by,
+        decided_by=decided_by,
     )
     if outcome in ("refused", "declined"):
         log_promotion(promotion)
@@ -221,20 +221,31 @@ def log_promotion(promotion: Promotion) -> None:
         "promotion.reason": promotion.reason,
         "promotion.at": _now(),
         "promotion.champion_before": promotion.previous or (promotion.champion if not promotion.promoted else "") or "",
-        "promotion.approved_by": promotion.approved_by,
+        "promotion.decided_by": promotion.decided_by,
     }
     for gate in promotion.decision.gates:
         key = f"promotion.{gate.gate}.{gate.metric}.{gate.rival}" if gate.rival else f"promotion.required.{gate.metric}"
         tags[key] = " | ".join(cell for cell in gate.cells()[3:] if cell)
     tags = {clean(key): value for key, value in tags.items() if value}
     name, version = promotion.model_name, promotion.version
+    chosen = read_version(tracking, name, version)
+    run = chosen.run
     with plain_errors(workplace.settings):
+        # What an earlier decision left, such as who made it, is not to be read as part of this one.
+        for key in _stale(chosen.tags, tags):
+            tracking.client.delete_model_version_tag(name, version, key)
         for key, value in tags.items():
             tracking.client.set_model_version_tag(name, version, key, value)
-    run = read_version(tracking, name, version).run
+        if run is not None:
+            for key in _stale(tracking.client.get_run(run).data.tags, tags):
+                tracking.client.delete_tag(run, key)
     tracking.log(run, tags=tags)
     tracking.log_text(run, promotion.decision.markdown(), f"promotion/{tags['promotion.at'].replace(':', '-')}.md")
     tracking.log_text(run, promotion.model_dump_json(indent=1), "promotion/last.json")
+
+
+def _stale(there: Mapping[str, str], tags: Mapping[str, str]) -> list[str]:
+    return [key for key in there if key.startswith("promotion.") and key not in tags]
 
 
 @contextmanager

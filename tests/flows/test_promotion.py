@@ -147,7 +147,7 @@ def test_a_person_has_the_last_word_in_prefects_page(
 
     promotion: Promotion = promote.with_options(on_running=[on_running])(NAME, again.model_version)
     seen[0].join()
-    assert (promotion.outcome, promotion.approved_by) == (outcome, "Ada")
+    assert (promotion.outcome, promotion.decided_by) == (outcome, "Ada")
     assert aliases(client)["champion"] == (again.model_version if approve else None)
     assert promotion.reason == "not today" or approve
 
