@@ -73,6 +73,8 @@ class Benchmark:
         SHA-256 over the contents of its files; empty where the data come from elsewhere.
     score : callable
         Gets the model and where to report progress.
+    uses_engine : bool
+        Whether this machine's engine answers, which then decides results too; lm-eval loads models in its own way.
     """
 
     kind: str
@@ -80,6 +82,7 @@ class Benchmark:
     settings: dict[str, Any]
     data_digest: str
     score: Callable[[Subject, Advance], BenchmarkResult]
+    uses_engine: bool
 
 
 def benchmarks_of(config: EvaluationConfig) -> tuple[Benchmark, ...]:
@@ -114,6 +117,7 @@ def _exact_match(config: ExactMatchConfig) -> Benchmark:
         {"version": exact_match.VERSION, **config.model_dump(mode="json", exclude={"path", "few_shot_path"})},
         digest_of_contents(files),
         lambda subject, progress: exact_match.score_exact_match(subject.generator(), config, progress=progress),
+        uses_engine=True,
     )
 
 
@@ -125,6 +129,7 @@ def _pass_at_1(config: PassAt1Config) -> Benchmark:
         {"version": pass_at_1.VERSION, **config.model_dump(mode="json", exclude={"path"})},
         digest_of_contents([config.path]),
         lambda subject, progress: pass_at_1.score_pass_at_1(subject.generator(), config, progress=progress),
+        uses_engine=True,
     )
 
 
@@ -136,6 +141,7 @@ def _chat_sanity(config: ChatSanityConfig) -> Benchmark:
         {"version": chat_sanity.VERSION, **config.model_dump(mode="json", exclude={"path"})},
         digest_of_contents([config.path or chat_sanity.OWN_PROMPTS]),
         lambda subject, progress: chat_sanity.score_chat_sanity(subject.generator(), config, progress=progress),
+        uses_engine=True,
     )
 
 
@@ -151,6 +157,7 @@ def _lm_eval(config: LmEvalConfig, task: LmEvalTask) -> Benchmark:
         {"version": suites.lm_eval_version(), **settings, **task.model_dump(mode="json")},
         digest_of_contents(files) if files else "",
         partial(_score_suite, config, task),
+        uses_engine=False,
     )
 
 

@@ -10,6 +10,7 @@ from fusion_core.config import FusionConfig
 from fusion_core.evaluation.benchmark import BenchmarkResult
 from fusion_core.evaluation.benchmark_table import BenchmarkTable, tabulate
 from fusion_core.evaluation.benchmarks import Benchmark, Subject, benchmarks_of
+from fusion_core.evaluation.generation_engines import choose_engine
 from fusion_core.models.identity import ResolvedModel
 from fusion_core.progress import show_progress
 from tasks.addresses import ADDRESS_DIGITS, ResolvedFusion, digest_of
@@ -115,7 +116,8 @@ def benchmark_address(fusion: ResolvedFusion, model: ResolvedModel | str, benchm
     """Address of the results of one of the recipe's models, or of a checkpoint given by its address."""
     identity = PurePosixPath(fusion.scores(model)).parts[1]
     data = benchmark.data_digest[:ADDRESS_DIGITS] or NO_DATA
-    return f"scores/{identity}/{data}/{digest_of(benchmark.kind, benchmark.settings)}"
+    engine = [choose_engine(model if isinstance(model, ResolvedModel) else None)] if benchmark.uses_engine else []
+    return f"scores/{identity}/{data}/{digest_of(benchmark.kind, benchmark.settings, *engine)}"
 
 
 def benchmark_addresses(fusion: ResolvedFusion) -> set[str]:
