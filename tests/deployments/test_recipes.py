@@ -1,10 +1,13 @@
-"""The recipes of the repository: each is valid, and the paper's run is the paper's."""
+"""The recipes of the repository: each is valid, and the paper's run is the paper's, but for what it says."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from fusion_core.recipes import load_recipe, parse_recipe, recipe_yaml
 
@@ -19,6 +22,19 @@ def test_every_recipe_is_valid_and_survives_being_written_out(path: Path) -> Non
     assert parse_recipe(whole, path) == recipe and "where_pivot_wins" in whole and "lm_weight" in whole
     missing = [file.path for file in recipe.dialogues.files if file.path is not None and not file.path.is_file()]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", ["fusechat-7b", "fusechat-7b-v2"])
+def test_what_the_comment_says_of_the_papers_own_way_is_accepted(name: str) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    yaml = YAML(typ="safe")
+    written = yaml.load(path)
+    for section, settings in yaml.load("\n".join(re.findall(r"^#   (.+)$", path.read_text(), re.MULTILINE))).items():
+        written[section] = {**written.get(section, {}), **settings}
+    recipe = parse_recipe(json.dumps(written), path)
+    assert (recipe.alignment.positions, recipe.alignment.vocabulary) == ("dtw", "statistics")
+    assert (recipe.fusion.cross_entropy_unit, recipe.extraction.template) == ("token", "pivot")
+    assert recipe.fusion.where_pivot_wins == "distribution" and recipe.training.lm_weight == 0.9
 
 
 def test_the_papers_run() -> None:
