@@ -58,8 +58,8 @@ class Settings(BaseSettings):
     )
     device_limit: str = Field(
         "",
-        description="A global concurrency limit of Prefect; extracting, training and scoring take a slot of it. Needs "
-        "PREFECT_API_URL; default: no limit.",
+        description="A global concurrency limit of Prefect; extracting, training, scoring and answering take a slot of "
+        "it. Needs PREFECT_API_URL; default: no limit.",
     )
     task_runner: Literal["in_turn", "threads", "ray", "dask"] = Field(
         "in_turn",

@@ -56,6 +56,7 @@ def answer_alpaca_eval(
         (model.address,) if isinstance(model, Artifact) else (),
         fusion_run,
         fusion.config.registry.experiment,
+        uses_device=True,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def judge_alpaca_eval(
         (outputs.address,),
         fusion_run,
         fusion.config.registry.experiment,
+        uses_device=False,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fusion_core.evaluation.generation_engines import choose_engine
 from fusion_core.models.identity import ResolvedModel
 from fusion_core.progress import show_progress
 from tasks.addresses import ADDRESS_DIGITS, ResolvedFusion, digest_of
+from tasks.stages.device_slots import takes_turns
 from tasks.stages.evaluate import as_model
 from tasks.stages.stage_task import stage_task
 from tasks.store.publication import Artifact, Publication, find_artifact
@@ -71,11 +72,17 @@ def score_benchmark(
         () if checkpoint is None else (checkpoint,),
         fusion_run,
         fusion.config.registry.experiment,
+        uses_device=True,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
-        with show_progress(f"{benchmark.name} {name}", "questions") as progress:
-            result = benchmark.score(subject, progress).model_copy(update={"data_digest": benchmark.data_digest})
+        try:
+            with show_progress(f"{benchmark.name} {name}", "questions") as progress:
+                result = benchmark.score(subject, progress).model_copy(update={"data_digest": benchmark.data_digest})
+        finally:
+            if takes_turns(workplace.settings):
+                # The device is somebody else's until the next benchmark has its slot, so the weights are loaded again.
+                subject.close()
         path = folder / RESULT
         path.write_text(result.model_dump_json(), encoding="utf-8")
         publication.add(RESULT, path)

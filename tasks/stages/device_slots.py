@@ -11,21 +11,23 @@ from tasks.servers import is_server_away
 from tasks.settings import Settings
 
 LEASE_SECONDS = 60.0
-USE_A_DEVICE = frozenset({"extract", "train", "evaluate"})
 # A server that many runs wait at answers some of them that it is too busy; each try has the client's own repetitions.
 TRIES = 20
 PAUSE_SECONDS = (5.0, 15.0)
 
 
-def device_slot(settings: Settings, kind: str) -> AbstractContextManager[None]:
-    """Return what a stage must hold while it computes; nothing where no limit is set or no device is used.
+def takes_turns(settings: Settings) -> bool:
+    """Say whether the devices are shared out by slots."""
+    return bool(settings.device_limit and settings.prefect_api_url)
+
+
+def device_slot(settings: Settings) -> AbstractContextManager[None]:
+    """Return what a stage that uses a device must hold while it computes; nothing where no limit is set.
 
     It is taken around the computation alone, so what is found in the store never queues. A slot of a killed process
     comes back by itself when its lease ends, within a minute.
     """
-    if not (settings.device_limit and settings.prefect_api_url and kind in USE_A_DEVICE):
-        return nullcontext()
-    return _held_slot(settings.device_limit)
+    return _held_slot(settings.device_limit) if takes_turns(settings) else nullcontext()
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def score_model(
         (held_out.address, *(() if isinstance(model, ResolvedModel) else (model.address,))),
         fusion_run,
         config.registry.experiment,
+        uses_device=True,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

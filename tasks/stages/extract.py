@@ -39,6 +39,7 @@ def extract_distributions(
         (dialogues.address,),
         fusion_run,
         config.registry.experiment,
+        uses_device=True,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def extract_some_shards(
         # On a cluster a machine may have no other occasion to remove what a part that was killed there has left.
         remove_leftovers(work, address)
         return Part(address=address, reused=True)
-    with locked_folder(work, work_name(address, part)) as folder, device_slot(workplace.settings, "extract"):
+    with locked_folder(work, work_name(address, part)) as folder, device_slot(workplace.settings):
         publication = Publication(workplace.store, address)
         extract_missing(fusion, model, dialogues, publication, folder, distribution_names(dialogues)[part::parts])
     return Part(address=address, reused=False)

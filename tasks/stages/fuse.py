@@ -46,6 +46,7 @@ def fuse_distributions(
         tuple(distributions[model.name].address for model in models),
         fusion_run,
         config.registry.experiment,
+        uses_device=False,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

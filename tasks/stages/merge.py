@@ -30,6 +30,7 @@ def merge_targets(fusion: ResolvedFusion, targets: list[Artifact], fusion_run: s
         tuple(target.address for target in targets),
         fusion_run,
         config.registry.experiment,
+        uses_device=False,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

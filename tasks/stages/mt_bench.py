@@ -59,6 +59,7 @@ def answer_mt_bench(
         (model.address,) if isinstance(model, Artifact) else (),
         fusion_run,
         fusion.config.registry.experiment,
+        uses_device=True,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def judge_mt_bench(
         (answers.address, *((baseline_answers.address,) if config.pairwise else ())),
         fusion_run,
         fusion.config.registry.experiment,
+        uses_device=False,
     )
 
     def compute(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def prepare_dataset(fusion: ResolvedFusion, fusion_run: str | None = None) -> Pr
             fusion.dialogues(split),
             fusion_run=fusion_run,
             experiment=fusion.config.registry.experiment,
+            uses_device=False,
         )
 
     def compute_held_out(publication: Publication, folder: Path, run: str | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def train_on_fused(
     workplace = open_workplace()
     config = fusion.config
     address = fusion.target(sources, lm_weight=lm_weight)
-    stage = Stage("train", name, address, (fused.address,), fusion_run, config.registry.experiment)
+    stage = Stage("train", name, address, (fused.address,), fusion_run, config.registry.experiment, uses_device=True)
     stored = StoredCheckpoints(workplace.store, address, config.training.keep_checkpoints)
 
     def fine_tune(folder: Path, **listeners: Any) -> TrainingReport:

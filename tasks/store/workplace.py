@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def open_workplace() -> Workplace:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one fusion: what it is called, where its result goes, and who is told."""
+    """One stage of one fusion: what it is called, where its result goes, who is told, and whether it uses a device."""
 
     kind: str
     subject: str
@@ -57,6 +58,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     fusion_run: str | None = None
     experiment: str = "fuseline"
+    uses_device: bool = field(kw_only=True)
 
 
 # Computes a stage: gets the open publication, a folder to work in and the MLflow run, returns the manifest's metadata.
@@ -82,7 +84,7 @@ def compute_once(workplace: Workplace, stage: Stage, compute: Compute) -> Artifa
             _linked(tracking, stage, found)
         else:
             with (
-                device_slot(workplace.settings, stage.kind),
+                device_slot(workplace.settings) if stage.uses_device else nullcontext(),
                 tracking.stage_run(stage.fusion_run, f"{stage.kind} {stage.subject}", stage.kind, stage.address) as run,
             ):
                 if run is not None:

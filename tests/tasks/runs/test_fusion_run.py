@@ -136,7 +136,8 @@ def publish(workplace: Workplace, run: str | None, address: str, inputs: tuple[s
         publication.add("x", folder / "x")
         return {"dialogues": 3}
 
-    compute_once(workplace, Stage(address.split("/")[0], "train", address, inputs, run, experiment), compute)
+    stage = Stage(address.split("/")[0], "train", address, inputs, run, experiment, uses_device=False)
+    compute_once(workplace, stage, compute)
 
 
 def test_a_found_stage_links_the_run_that_computed_it(tracking: Tracking, workplace: Workplace) -> None:

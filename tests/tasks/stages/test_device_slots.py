@@ -46,20 +46,20 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_busy_server_is_asked_again(answers: list[int]) -> None:
     answers += [503] * (device_slots.TRIES - 1)
-    with device_slot(Settings(), "train"):
+    with device_slot(Settings()):
         assert answers == [200]
     answers[:] = [503] * device_slots.TRIES
-    with pytest.raises(ConcurrencySlotAcquisitionError) as caught, device_slot(Settings(), "train"):
+    with pytest.raises(ConcurrencySlotAcquisitionError) as caught, device_slot(Settings()):
         pytest.fail("there is no slot")
     assert is_server_away(caught.value) and answers == []
 
 
 def test_a_refusal_and_an_error_of_the_stage_are_not_repeated(answers: list[int]) -> None:
     answers += [422, 503]
-    with pytest.raises(ConcurrencySlotAcquisitionError), device_slot(Settings(), "train"):
+    with pytest.raises(ConcurrencySlotAcquisitionError), device_slot(Settings()):
         pytest.fail("there is no slot")
     assert answers == [503]
     answers.clear()
-    with pytest.raises(httpx.ReadTimeout), device_slot(Settings(), "train"):
+    with pytest.raises(httpx.ReadTimeout), device_slot(Settings()):
         raise httpx.ReadTimeout("of the stage itself")
     assert answers == [200]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from prefect.concurrency import sync
 from transformers import AutoModelForCausalLM
 
 from fusion_core.config import FusionConfig, ModelConfig
@@ -177,11 +180,47 @@ def test_models_left_out_cost_nothing_and_unknown_ones_are_named(place: Path, mo
         check_judged(fusion_of(models, server.url, mt_bench={"path": str(place)}))
 
 
-def test_alpaca_eval_is_published_and_scored(place: Path, models, tmp_path: Path) -> None:
+def test_answering_holds_a_slot_of_the_device_and_judging_none(
+    place: Path, models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpaca_files(tmp_path)
+    under_way: list[str] = []
+    taken: list[str] = []
+
+    @contextmanager
+    def concurrency(limit: str, **given: object) -> Iterator[None]:
+        under_way.append(limit)
+        taken.append(limit)
+        yield
+        under_way.remove(limit)
+
+    def answer(body, number):
+        assert not under_way
+        return rate(body, number)
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("FUSELINE_DEVICE_LIMIT", "gpu")
+    monkeypatch.setattr(sync, "concurrency", concurrency)
+    with chat_server(answer) as server:
+        fusion = fusion_of(models, server.url, alpaca_eval={"path": str(tmp_path), "max_new_tokens": 4})
+        judge_model(fusion, models[0], "pivot")
+        assert len(server.requests) > 8
+        assert taken == ["gpu", "gpu"]
+        # What the store holds needs no device.
+        judge_model(fusion, models[0], "pivot")
+        assert taken == ["gpu", "gpu"]
+
+
+def alpaca_files(folder: Path) -> None:
+    """Six instructions with a baseline's outputs, and the judge's prompt."""
     rows = [{"instruction": f"do {i}", "output": f"base {i}", "generator": "gpt4", "dataset": "d"} for i in range(6)]
-    (tmp_path / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(rows))
+    (folder / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(rows))
     prompt = "<|im_start|>user\n{instruction}\nm: {output_1}\nM: {output_2}\n<|im_end|>\n"
-    (tmp_path / "alpaca_eval_clf.txt").write_text(prompt)
+    (folder / "alpaca_eval_clf.txt").write_text(prompt)
+
+
+def test_alpaca_eval_is_published_and_scored(place: Path, models, tmp_path: Path) -> None:
+    alpaca_files(tmp_path)
     with chat_server(lambda body, number: "m" if "M: base" in body["messages"][-1]["content"] else "M") as server:
         fusion = fusion_of(models, server.url, mt_bench=None, alpaca_eval={"path": str(tmp_path), "max_new_tokens": 4})
         judged = {"pivot": judge_model(fusion, models[0], "pivot")}

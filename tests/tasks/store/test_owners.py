@@ -63,7 +63,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 
 
 def test_the_work_folder_of_a_stage_that_is_whole_goes(workplace: Workplace, tmp_path: Path) -> None:
-    stage = Stage("merge", "x", "merged/a/b")
+    stage = Stage("merge", "x", "merged/a/b", uses_device=False)
     compute_once(workplace, stage, lambda publication, folder, run: {"is_there": folder.is_dir()})
     assert list((tmp_path / "work").iterdir()) == []
     # As a process leaves it that is killed after its manifest.

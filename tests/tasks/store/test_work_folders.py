@@ -49,7 +49,7 @@ def names_in(root: Path) -> set[str]:
 def test_a_killed_part_goes_when_its_stage_is_whole(settings: Settings) -> None:
     root, other = settings.work_folder, work_name("distributions/a/bc", 0)
     leave(root, work_name(ADDRESS, 0), work_name(ADDRESS, 17), other)
-    stage = Stage("extract", "x", ADDRESS)
+    stage = Stage("extract", "x", ADDRESS, uses_device=False)
     compute_once(open_workplace(), stage, lambda publication, folder, run: {"is_there": folder.is_dir()})
     assert names_in(root) == {other, f"{other}.lock"}
     # A run that finds the stage whole removes what it finds too.
