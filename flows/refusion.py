@@ -63,11 +63,18 @@ def refusion(recipe: RecipeName = "demo", source: ModelConfig | None = None) -> 
 
 
 def fuse_first(config: FusionConfig, found: Survey, result: RefusionResult) -> tuple[Survey, RefusionResult]:
-    """Fuse the recipe's own sources, all at once; a fault in one of them is the recipe's, to be mended there."""
-    own = [item for item in found.in_state(LANDED) if item.source.origin == "recipe"]
-    fused = fusechat(effective_recipe(config, [item.source for item in own]))
+    """Fuse the recipe's own sources, all at once; a fault in one of them is the recipe's, to be mended there.
+
+    Where MLflow has lost the fused versions and the store still knows what was accepted, that is fused again.
+    """
+    chosen = [
+        item
+        for item in found.sources
+        if item.state == FUSED or (item.state == LANDED and item.source.origin == "recipe")
+    ]
+    fused = fusechat(effective_recipe(config, [item.source for item in chosen]))
     verdict = judge(config, fused)
-    for item in own:
+    for item in chosen:
         outcome = remember(config, item.source, FUSED, f"in version {fused.model_version}", item.digest)
         found, result = found.settled(item, outcome), result.after(outcome)
     return found, result.registered(fused, verdict)

@@ -218,3 +218,20 @@ def test_sources_taken_in_one_by_one_end_in_the_very_bytes_of_all_at_once(
     assert at_once.is_relative_to(tmp_path)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (one_by_one, at_once)]
     assert weights[0] == weights[1]
+
+
+def test_what_was_accepted_is_fused_again_where_mlflow_has_lost_it(
+    first: RefusionResult, recipe: Path, new_sources: dict[str, Path], work: Counter[str]
+) -> None:
+    register(new_sources["good-300"])
+    run(recipe)
+    workplace, config, before = place_of(recipe)
+    accepted = [item.source.name for item in before.in_state("fused")]
+    assert len(accepted) > len(config.sources)
+    work.clear()
+    workplace.tracking(config.registry.experiment).client.delete_registered_model(first.fusion.model_name)
+    state, result = run(recipe)
+    assert (state.name, result.fusion.model_version) == ("Fused", "1")
+    assert [item.name for item in result.in_state("fused")] == accepted
+    assert not work
+    assert run(recipe)[0].name == "NothingNew"
