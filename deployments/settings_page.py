@@ -109,7 +109,7 @@ def _default(field: dict[str, Any]) -> str:
         return "empty"
     if isinstance(value, dict):
         return "its own defaults"
-    return f"`{_cell(value if isinstance(value, str) and value else json.dumps(value))}`"
+    return _cell(f"`{value if isinstance(value, str) and value else json.dumps(value)}`")
 
 
 def _section_of(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
@@ -139,7 +139,9 @@ def _variable(name: str, field: FieldInfo) -> str:
 
 def _cell(text: str) -> str:
     """Return text that keeps a table's columns apart."""
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    parts = text.replace("|", "\\|").replace("\n", " ").split("`")
+    # Every second part is code, in which an entity would be shown as it is written.
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
 
 
 if __name__ == "__main__":

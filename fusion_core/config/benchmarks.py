@@ -71,7 +71,7 @@ class LmEvalTask(Section):
 
 
 class LmEvalConfig(Section):
-    """Tasks of EleutherAI's lm-eval (`pip install 'fuseline[lm-eval]'`)."""
+    """Tasks of EleutherAI's lm-eval (`pip install -c constraints.txt -e '.[lm-eval]'`)."""
 
     tasks: tuple[LmEvalTask, ...] = Field(min_length=1, description="What is run; datasets come from the hub.")
     include_path: Path | None = Field(None, description="Folder with task definitions of your own, in lm-eval's YAML.")

@@ -27,7 +27,7 @@ def check_lm_eval() -> None:
     if find_spec("lm_eval") is None:
         raise ConfigError(
             "The recipe's `evaluation.lm_eval` needs lm-eval, which is not installed; run "
-            "`pip install 'fuseline[lm-eval]'`, or remove the section."
+            "`pip install -c constraints.txt -e '.[lm-eval]'` in the clone of Fuseline, or remove the section."
         )
 
 

@@ -41,8 +41,8 @@ def check_vllm() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "`extraction.backend: vllm` needs vLLM, which is not installed: install fuseline[vllm] in an environment "
-            "of its own, or set `backend: transformers`."
+            "`extraction.backend: vllm` needs vLLM, which is not installed; run `pip install -e '.[vllm]'` in the "
+            "clone of Fuseline with an environment of its own, or set `backend: transformers`."
         )
 
 

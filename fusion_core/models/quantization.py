@@ -32,6 +32,9 @@ def check_quantization(name: str, quantization: str, device: torch.device) -> No
         return
     asked = f"Source {name!r} asks for `quantization: {quantization}`"
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{asked}, which needs bitsandbytes: install fuseline[bitsandbytes], or remove the setting.")
+        raise ConfigError(
+            f"{asked}, which needs bitsandbytes; run `pip install -c constraints.txt -e '.[bitsandbytes]'` in the "
+            "clone of Fuseline, or remove the setting."
+        )
     if device.type != "cuda":
         raise ConfigError(f"{asked}, which needs a CUDA GPU and none is visible; remove the setting.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployments.settings_page import PAGE, settings_page
+from deployments.settings_page import PAGE, _cell, settings_page
 from fusion_core.config import FusionConfig, TrainingConfig
 from tasks.settings import Settings
 
@@ -21,3 +21,8 @@ def test_every_setting_of_every_level_has_a_row_with_its_meaning() -> None:
         name.split("_")[0] not in ("mlflow", "prefect") for name in Settings.model_fields
     )
     assert "| `lm_weight` | number (≥ 0, ≤ 1) | `0.5` |" in page
+
+
+def test_an_angle_bracket_is_shown_as_one_in_code_and_beside_it() -> None:
+    assert _cell("a <b> `c=<d>|` <e>") == "a &lt;b> `c=<d>\\|` &lt;e>"
+    assert "`fuseline.recipe=<name>`" in settings_page()

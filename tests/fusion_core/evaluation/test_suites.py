@@ -33,7 +33,7 @@ metadata: {{version: 2.0}}
 def test_without_lm_eval_the_recipe_s_error_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "find_spec", lambda name: None)
     config = EvaluationConfig.model_validate({"lm_eval": {"tasks": [{"name": "arc_easy"}]}})
-    with pytest.raises(ConfigError, match=r"pip install 'fuseline\[lm-eval\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[lm-eval\]'"):
         benchmarks_of(config)
 
 

@@ -131,7 +131,7 @@ def test_nan_names_model_and_dialogue(engine: type[Engine], monkeypatch: pytest.
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for attempt in (read, lambda: place(MODEL, ExtractionConfig(backend="vllm"), torch.device("cpu"), 1)):
-        with pytest.raises(ConfigError, match=r"needs vLLM.*install fuseline\[vllm\] .*`backend: transformers`"):
+        with pytest.raises(ConfigError, match=r"needs vLLM.*install -e '\.\[vllm\]'.*`backend: transformers`"):
             attempt()
 
 

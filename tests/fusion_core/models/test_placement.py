@@ -142,7 +142,7 @@ def test_spread_without_gpus_is_main_memory(tmp_path: Path) -> None:
 def test_quantisation_without_its_package_or_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = replace(resolved(tmp_path), quantization="int4")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"'small' asks for `quantization: int4`.*install fuseline\[bitsandbytes\]"):
+    with pytest.raises(ConfigError, match=r"'small' asks for `quantization: int4`.*-e '\.\[bitsandbytes\]'"):
         place(model, ExtractionConfig(), CPU, 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"`quantization: int4`, which needs a CUDA GPU and none is visible"):
