@@ -70,25 +70,3 @@ class TopK:
             self.label_log_probs[start:stop],
             np.array([0, stop - start], dtype=np.int64),
         )
-
-
-def concatenate(parts: list[TopK]) -> TopK:
-    """Join distributions of consecutive dialogues; all parts must have the same K.
-
-    Raises
-    ------
-    ShardError
-        If there is nothing to join or the parts differ in K.
-    """
-    if not parts or len({part.top_k for part in parts}) != 1:
-        raise ShardError(f"Expected parts of one k to join, found {sorted({part.top_k for part in parts})}.")
-    offsets = np.cumsum([0] + [part.positions for part in parts])
-    row_splits = np.concatenate(
-        [[0]] + [part.row_splits[1:] + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
-    ).astype(np.int64)
-    return TopK(
-        np.concatenate([part.token_ids for part in parts]),
-        np.concatenate([part.log_probs for part in parts]),
-        np.concatenate([part.label_log_probs for part in parts]),
-        row_splits,
-    )

@@ -5,7 +5,7 @@ Legend: N pivot positions, D dialogues.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -103,8 +103,3 @@ class Coverage:
         return Coverage(
             {name: {domain: Counts(**counts) for domain, counts in domains.items()} for name, domains in values.items()}
         )
-
-
-def add_coverages(parts: Iterable[Coverage]) -> Coverage:
-    """Add the coverages of several shards."""
-    return sum(parts, Coverage())

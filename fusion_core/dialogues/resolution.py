@@ -37,11 +37,6 @@ class ResolvedFile:
     digest: str
     revision: str | None = None
 
-    @property
-    def pairs(self) -> list[tuple[DialogueFile, Path]]:
-        """What ``prepare_dialogues`` takes."""
-        return [(self.file, path) for path in self.paths]
-
 
 def resolve_file(file: DialogueFile) -> ResolvedFile:
     """Find a local file or fetch a hub dataset at a pinned commit, and hash what it holds.

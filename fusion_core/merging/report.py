@@ -97,24 +97,6 @@ class MergeReport:
                 weights_LX[layers.index(layer), matrices.index(matrix)] = self.weights[name][target]
         return layers, matrices, weights_LX
 
-    def draw_heat_maps(self, path: Path) -> None:
-        """Draw every target's weights, layers by matrices, side by side into a PNG or SVG file."""
-        from matplotlib.figure import Figure
-
-        layers, matrices, _ = self.heat_map(0)
-        width = 2.0 + len(self.targets) * (1.0 + 0.35 * len(matrices))
-        figure = Figure(figsize=(width, 2.5 + 0.2 * len(layers)), layout="constrained")
-        axes = figure.subplots(1, len(self.targets), sharey=True, squeeze=False)[0]
-        # One scale for all, so that colours compare between targets; weights of sums may exceed one.
-        highest = max((max(weights) for weights in self.weights.values()), default=1.0)
-        for number, (axis, target) in enumerate(zip(axes, self.targets, strict=True)):
-            image = axis.imshow(self.heat_map(number)[2], vmin=0.0, vmax=max(highest, 1e-9), aspect="auto")
-            axis.set_title(target)
-            axis.set_xticks(range(len(matrices)), [name.removesuffix(".weight") for name in matrices], rotation=90)
-            axis.set_yticks(range(len(layers)), layers)
-        figure.colorbar(image, ax=axes.tolist(), label="merge weight")
-        figure.savefig(path)
-
     def _save_parquet(self, path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -45,17 +45,6 @@ class EncodedCounts(Record):
     counted: int
     exact: bool
 
-    def __add__(self, other: EncodedCounts) -> EncodedCounts:
-        return EncodedCounts(
-            dialogues=self.dialogues + other.dialogues,
-            tokens=self.tokens + other.tokens,
-            squared_tokens=self.squared_tokens + other.squared_tokens,
-            positions=self.positions + other.positions,
-            longest=max(self.longest, other.longest),
-            counted=self.counted + other.counted,
-            exact=self.exact and other.exact,
-        )
-
 
 def count_encoded(
     dialogues: Sequence[Dialogue],

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fusion_core.config import ModelConfig
-from fusion_core.errors import ModelError
+from fusion_core.errors import ModelError, first_line
 from fusion_core.record import Record
 
 CONFIG_FETCH_SECONDS = 10
@@ -188,8 +188,8 @@ def _load_config(model: ModelConfig, folder: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=model.trust_remote_code)
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"Model {model.name!r}: config.json in {folder} cannot be read: {first_line}") from error
+        why = first_line(error)
+        raise ModelError(f"Model {model.name!r}: config.json in {folder} cannot be read: {why}") from error
 
 
 def _active_experts_share(config: Any) -> float:

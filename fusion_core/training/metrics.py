@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from fusion_core.errors import TrainingError
+from fusion_core.resident_memory import peak_resident_bytes
 
 STEPS_BEFORE_JUMPS_COUNT = 20
 SMOOTHING = 0.9
@@ -213,10 +213,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak allocated on a CUDA device, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident_bytes()
 
 
 def _window(step: int, results: list[StepResult], device: torch.device) -> TrainingWindow:

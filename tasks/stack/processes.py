@@ -14,9 +14,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from fusion_core.errors import FusionError
 from tasks.stack.folder import write_private
 from tasks.store.local_files import disk_errors
-
-# A process's start time tells it from a later one that was given the same number.
-SAME_START_SECONDS = 1.0
+from tasks.store.owners import process_lives
 
 
 class ProcessRecord(BaseModel):
@@ -63,10 +61,7 @@ def find_process(record: Path) -> psutil.Process | None:
     """Return the recorded process if it still runs."""
     try:
         known = ProcessRecord.model_validate_json(record.read_bytes())
-        process = psutil.Process(known.pid)
-        if abs(process.create_time() - known.started) > SAME_START_SECONDS:
-            return None
-        return None if process.status() == psutil.STATUS_ZOMBIE else process
+        return psutil.Process(known.pid) if process_lives(known.pid, known.started) else None
     except (OSError, OverflowError, ValidationError, psutil.Error):
         return None
 

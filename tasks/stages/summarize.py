@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from fusion_core.evaluation.score_table import ScoreTable, compare
 from fusion_core.models.card import model_card
 from fusion_core.report.html import render_report
 from fusion_core.report.run_summary import Price, RunSummary
+from fusion_core.resident_memory import peak_resident_bytes
 from tasks.addresses import FUSED, ResolvedFusion
 from tasks.runs.summary_rows import (
     coverage_rows,
@@ -101,7 +100,7 @@ def write_summary(
         recipe=config.model_dump(mode="json", exclude_none=True),
         command="fuseline run recipe.yaml",
         device=_device_name(),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_resident_bytes(),
         models=model_rows(fusion, checkpoints),
         data=data_rows(fusion, dialogues),
         quarantined_dialogues=metadata_of(dialogues.train)["quarantined"],
@@ -213,11 +212,6 @@ def _cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _peak_memory_bytes() -> int:
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _version(package: str) -> str:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fusion_core.alignment import Counts, Coverage, add_coverages
+from fusion_core.alignment import Counts, Coverage
 from fusion_core.alignment.statistics import add_counts, count_aligned_pairs
 from fusion_core.config import AlignmentConfig, FusionFunctionConfig
 from fusion_core.distributions import TopK
@@ -223,7 +223,7 @@ def test_shards_of_other_dialogues_or_positions_are_refused(pivot_encoder, sourc
 def test_coverage_adds_up_and_survives_json() -> None:
     one = Coverage({"a": {"x": Counts(1, 10, 5, 2, 2, 1, 6.0, 5.0, 1, 8)}})
     two = Coverage({"a": {"x": Counts(1, 10, 10), "y": Counts(2, 4)}, "b": {"x": Counts(3, 3)}})
-    total = add_coverages([one, two])
+    total = one + two
     assert total.sources["a"]["x"] == Counts(2, 20, 15, 2, 2, 1, 6.0, 5.0, 1, 8)
     assert total.overall("a").positions == 24 and total.overall("a").fallen_back == 3
     assert total.overall("a").fallen_back_share == pytest.approx(3 / 24)

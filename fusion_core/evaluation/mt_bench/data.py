@@ -10,7 +10,6 @@ from pathlib import Path
 from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.jsonl import first_turns, read_jsonl, texts, whole_number
 
-CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 # Judged against a reference answer, with prompts of their own.
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 TEMPERATURES = {

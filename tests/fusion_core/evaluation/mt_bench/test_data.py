@@ -12,12 +12,12 @@ from fusion_core.errors import EvaluationError
 from fusion_core.evaluation.generation import Generation
 from fusion_core.evaluation.jsonl import read_jsonl, write_jsonl
 from fusion_core.evaluation.mt_bench import answer_questions, load_mt_bench, read_answers
-from fusion_core.evaluation.mt_bench.data import CATEGORIES, TEMPERATURES, JudgePrompt, prompt_of
+from fusion_core.evaluation.mt_bench.data import TEMPERATURES, JudgePrompt, prompt_of
 
 
 def test_the_real_benchmark_is_what_fastchat_says(shared_folder: Path) -> None:
     benchmark = load_mt_bench(shared_folder / "data" / "mt_bench")
-    assert Counter(question.category for question in benchmark.questions) == dict.fromkeys(CATEGORIES, 10)
+    assert Counter(question.category for question in benchmark.questions) == dict.fromkeys(TEMPERATURES, 10)
     assert all(len(question.turns) == 2 for question in benchmark.questions)
     assert len(benchmark.references) == 30
     # Every prompt that judging needs can be filled in.
