@@ -76,7 +76,7 @@ def headline(results: Results) -> str:
 
 
 def _percent(of: float, low: float | None, high: float | None) -> str:
-    return "one seed" if low is None or high is None else f"{100 * low / of:+.1f} to {100 * high / of:+.1f} %"
+    return "one run" if low is None or high is None else f"{100 * low / of:+.1f} to {100 * high / of:+.1f} %"
 
 
 def _certain(one: Difference) -> bool:
@@ -93,7 +93,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _seeds(one: Difference) -> str:
-    return "one seed" if one.seeds.low is None or one.seeds.high is None else _span(one.seeds.low, one.seeds.high)
+    return "one run" if one.seeds.low is None or one.seeds.high is None else _span(one.seeds.low, one.seeds.high)
 
 
 def _bold(text: str, is_certain: bool) -> str:

@@ -30,7 +30,7 @@ def rates(results: Results) -> Figure:
     for rate in RATES:
         cells = [found[at_rate(rate, weight), at_rate(rate)] for weight in WEIGHTS]
         means = [1000 * cell.mean for cell in cells]
-        (line,) = axes.plot([*WEIGHTS, 1.0], [*means, 0.0], "o-", label=f"rate {rate:g}")
+        (line,) = axes.plot([*WEIGHTS, 1.0], [*means, 0.0], "o-", label=at_rate(rate).partition(", ")[2])
         for weight, cell in zip(WEIGHTS, cells, strict=True):
             if cell.low is not None and cell.high is not None:
                 axes.plot([weight, weight], [1000 * cell.low, 1000 * cell.high], color=line.get_color(), alpha=0.5)

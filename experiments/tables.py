@@ -217,7 +217,7 @@ def _numbers() -> Table:
     return Table(
         "How many sources pay, and does it cost anything to add them one by one?",
         (*given, Entry(SFT, "plain-sft", sources=ADDED), *chat, *at_once, soup),
-        (*steps, *rivals, *((one[-1].label, SFT) for one in (chat, at_once)), (chat[-1].label, soup.label)),
+        (*steps, *rivals, *((one[-1].label, rival) for rival in (SFT, soup.label) for one in (chat, at_once))),
         recipe=MORE_SOURCES,
     )
 
@@ -246,14 +246,15 @@ JOINT_OF_PAPER = "FuseLLM, λ 0.9"
 
 
 def _scratch_tuning() -> Table:
+    grid = [(rate, epochs) for epochs in (2, 4, 8) for rate in (6e-4, 1.2e-3, 2.4e-3)]
+    grid += [(3e-4, 8), (3e-4, 16), (6e-4, 16)]
     entries = tuple(
         Entry(
             f"{SFT}, rate {1e5 * rate:g}e-5, {epochs} epochs",
             "plain-sft",
             {"training.learning_rate": rate, "training.epochs": epochs},
         )
-        for epochs in (2, 4, 8)
-        for rate in (6e-4, 1.2e-3, 2.4e-3)
+        for rate, epochs in grid
     )
     return Table("Which rate and how many epochs suit plain SFT of the toy best?", entries, (), "validation", SCRATCH)
 

@@ -54,7 +54,7 @@ def test_a_difference_is_bold_only_where_both_intervals_leave_zero_out() -> None
         line = evidence.compared(results(mean, code)).splitlines()[2]
         assert ("**-100.0**" in line) == is_bold
         assert line.endswith("| -100.0 (-120.0 to -90.0) |")
-    assert "| one seed |" in line
+    assert "| one run |" in line
 
 
 def test_the_headline_is_in_percent_of_the_rival() -> None:
