@@ -19,7 +19,7 @@ from tasks.servers import check_mlflow, check_prefect
 from tasks.settings import Settings, without_credentials
 from tasks.store.open_store import open_store
 
-LOW_DISK_BYTES = 20 * 2**30
+LOW_DISK_BYTES = 5 * 2**30
 PACKAGES = ("torch", "transformers", "prefect", "mlflow", "accelerate", "boto3", "pyarrow")
 
 

@@ -12,6 +12,8 @@ from tasks.registry.promotion import Candidacy
 
 NUMBERS = ("candidate", "other", "better by")
 SHORT = 12
+# In 80 columns a gate keeps its words whole; the interval is what breaks.
+LEAST_GATE = 22
 LINE = 400
 
 
@@ -19,9 +21,9 @@ def print_decision(candidacy: Candidacy) -> None:
     """Print what every gate saw."""
     console = Console(markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
-    table.add_column("gate", overflow="fold")
+    table.add_column("gate", min_width=LEAST_GATE, overflow="fold")
     for name in (*NUMBERS, "interval", "needed", ""):
-        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name != "interval")
     for result in candidacy.decision.gates:
         gate, metric, rival, *numbers = result.cells()
         table.add_row(f"{gate}: {metric}" + (f" against {rival}" if rival else ""), *numbers)
