@@ -12,8 +12,8 @@ from tasks.registry.promotion import Candidacy
 
 NUMBERS = ("candidate", "other", "better by")
 SHORT = 12
-# In 80 columns a gate keeps its words whole; the interval is what breaks.
-LEAST_GATE = 22
+# In 80 columns a gate keeps its words whole; interval and outcome are what breaks.
+LEAST_GATE = 16
 LINE = 400
 
 
@@ -22,8 +22,11 @@ def print_decision(candidacy: Candidacy) -> None:
     console = Console(markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("gate", min_width=LEAST_GATE, overflow="fold")
-    for name in (*NUMBERS, "interval", "needed", ""):
-        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=name != "interval")
+    for name in NUMBERS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("interval")
+    table.add_column("needed", no_wrap=True)
+    table.add_column("")
     for result in candidacy.decision.gates:
         gate, metric, rival, *numbers = result.cells()
         table.add_row(f"{gate}: {metric}" + (f" against {rival}" if rival else ""), *numbers)
