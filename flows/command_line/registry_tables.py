@@ -12,8 +12,8 @@ from tasks.registry.promotion import Candidacy
 
 NUMBERS = ("candidate", "other", "better by")
 SHORT = 12
-# In 80 columns a gate keeps its words whole; interval and outcome are what breaks.
-LEAST_GATE = 16
+# Enough that the words of a gate stay whole in 80 columns; the interval breaks instead.
+LEAST_GATE = 14
 LINE = 400
 
 
@@ -21,15 +21,15 @@ def print_decision(candidacy: Candidacy) -> None:
     """Print what every gate saw."""
     console = Console(markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
+    table.add_column("outcome", no_wrap=True)
     table.add_column("gate", min_width=LEAST_GATE, overflow="fold")
     for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("interval")
     table.add_column("needed", no_wrap=True)
-    table.add_column("")
     for result in candidacy.decision.gates:
-        gate, metric, rival, *numbers = result.cells()
-        table.add_row(f"{gate}: {metric}" + (f" against {rival}" if rival else ""), *numbers)
+        gate, metric, rival, *numbers, outcome = result.cells()
+        table.add_row(outcome, f"{gate}: {metric}" + (f" against {rival}" if rival else ""), *numbers)
     champion = f"champion version {candidacy.champion}" if candidacy.champion else "no champion yet"
     console.print(f"{candidacy.model_name} version {candidacy.version}, {champion}")
     console.print(table)
