@@ -290,6 +290,18 @@ def _scratch() -> Table:
     )
 
 
+def _scratch_paper() -> Table:
+    fused = "FuseChat, λ 0.9"
+    entries = (
+        Entry(SFT, "plain-sft"),
+        Entry(FUSED, "fused"),
+        Entry(fused, "fused", {"training.lm_weight": 0.9}),
+        Entry(FUSED_LABEL, "fused", LABEL),
+    )
+    compared = ((fused, SFT), (fused, FUSED), (FUSED_LABEL, fused))
+    return Table("Does the paper's λ go better with its rule?", entries, compared, recipe=SCRATCH)
+
+
 TABLES = {
     "tuning": _tuning(),
     "table1": _main(),
@@ -305,4 +317,5 @@ TABLES = {
     "table7": _templates(),
     "tuning_scratch": _scratch_tuning(),
     "table8": _scratch(),
+    "table8_paper": _scratch_paper(),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from fusion_core.config import ModelConfig
 from fusion_core.devices import compute_dtype, default_device
 from fusion_core.errors import ModelError, TokenizerError, first_line
 from fusion_core.models.digests import digest_of_files, file_names
+from fusion_core.models.stored_tensors import stored_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -94,17 +94,7 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
 
 def count_parameters(folder: Path) -> int:
     """Count the parameters of a checkpoint from its safetensors headers, without reading weights."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for length in tensor["shape"]:
-                    size *= length
-                total += size
-    return total
+    return sum(tensor.entries for tensor in stored_tensors(folder).values())
 
 
 def _check_folder(name: str, folder: Path) -> None:

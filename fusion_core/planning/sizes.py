@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fusion_core.config import ModelConfig
 from fusion_core.errors import ModelError, first_line
+from fusion_core.models.stored_tensors import stored_tensors
 from fusion_core.record import Record
 
 CONFIG_FETCH_SECONDS = 10
@@ -204,13 +204,6 @@ def _dtype(config: Any) -> torch.dtype:
 
 
 def _stored_bytes_per_parameter(folder: Path) -> float | None:
-    sizes = count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, stop = tensor["data_offsets"]
-                sizes += stop - start
-                count += int(torch.tensor(tensor["shape"]).prod()) if tensor["shape"] else 1
-    return sizes / count if count else None
+    tensors = stored_tensors(folder).values()
+    count = sum(tensor.entries for tensor in tensors)
+    return sum(tensor.bytes for tensor in tensors) / count if count else None

@@ -23,6 +23,7 @@ from fusion_core.extraction.top_k_logits import LogitTransform
 from fusion_core.losses.cross_entropy import fusion_cross_entropy
 from fusion_core.losses.mixture import Tail
 from fusion_core.models.folders import copy_non_weight_files
+from fusion_core.models.stored_tensors import stored_tensors
 from fusion_core.packing import PACKING_TOLERANCE, packing_error
 from fusion_core.training.data import MicroBatch
 
@@ -163,11 +164,7 @@ def stored_dtypes(folder: Path) -> tuple[torch.dtype, dict[str, torch.dtype]]:
     ModelError
         If the folder has no safetensors in a plain floating dtype.
     """
-    found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        found |= {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    found = {name: tensor.dtype for name, tensor in stored_tensors(folder).items()}
     counts = Counter(found.values())
     known = [name for name, _ in counts.most_common() if name in STORED_DTYPES]
     if not known:
