@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -116,10 +117,17 @@ def choice_with(likeliest) -> SimpleNamespace:
 
 
 def test_answers_of_an_endpoint_come_in_order_with_temperature_and_seed() -> None:
-    with chat_server(lambda body, number: f" echo {body['messages'][-1]['content']} ") as server:
+    # Four answers at a time: with fewer requests at once none would come.
+    four = threading.Barrier(4, timeout=30)
+
+    def answer(body: dict, number: int) -> str:
+        four.wait()
+        return f" echo {body['messages'][-1]['content']} "
+
+    with chat_server(answer) as server:
         generator = EndpointGenerator(client_of(server.url), "remote", concurrency=4)
         conversations = [[{"role": "user", "content": f"number {index}"}] for index in range(12)]
         answers = generator.generate(conversations, Sampling(0.7, 33, seed=5))
     assert [one.text for one in answers] == [f"echo number {index}" for index in range(12)]
     assert {(one["temperature"], one["max_tokens"], one["seed"]) for one in server.requests} == {(0.7, 33, 5)}
-    assert 1 < server.most_at_once <= 4
+    assert server.most_at_once == 4
